@@ -1,0 +1,72 @@
+"""The plug-in recipe: write a task over model outputs, plug in a datamodel, solve, verify by really retraining.
+
+Alphabet, everywhere: n training points, m outputs, p parameters, r retrainings, b examples of a batch, w weights.
+Signs and scale: `effects[j, i]` is the change of output j, in its own unit, as the weight of point i goes from 0 to 1.
+"""
+
+from recipe.algorithms import SGD, AdamW, Algorithm, Custom, Objective
+from recipe.batch import Batch
+from recipe.calculus import CG, Dense, GaussNewton, Hessian
+from recipe.datamodel import LinearDatamodel, OutputFunction, SizeCorrected, records_origin
+from recipe.feasible import Ball, Box, Free, Subset
+from recipe.lds import LDS, lds
+from recipe.losses import CrossEntropy, SquaredError
+from recipe.newton import Newton
+from recipe.outputs import Correct, Logits, Loss, Margin, TopMargin
+from recipe.problem import Maximize, Minimize, Problem, Solver, Task
+from recipe.random_subsets import random_subsets
+from recipe.retrain import Retrain
+from recipe.run import Solution, Verification, solve, verify
+from recipe.setting import Checkpoint, Forward, Setting
+from recipe.solvers import Convex, GradientAscent, Greedy, TopK
+from recipe.training import DivergedError
+
+__all__ = [
+    "CG",
+    "LDS",
+    "SGD",
+    "AdamW",
+    "Algorithm",
+    "Ball",
+    "Batch",
+    "Box",
+    "Checkpoint",
+    "Convex",
+    "Correct",
+    "CrossEntropy",
+    "Custom",
+    "Dense",
+    "DivergedError",
+    "Forward",
+    "Free",
+    "GaussNewton",
+    "GradientAscent",
+    "Greedy",
+    "Hessian",
+    "LinearDatamodel",
+    "Logits",
+    "Loss",
+    "Margin",
+    "Maximize",
+    "Minimize",
+    "Newton",
+    "Objective",
+    "OutputFunction",
+    "Problem",
+    "Retrain",
+    "Setting",
+    "SizeCorrected",
+    "Solution",
+    "Solver",
+    "SquaredError",
+    "Subset",
+    "Task",
+    "TopK",
+    "TopMargin",
+    "Verification",
+    "lds",
+    "random_subsets",
+    "records_origin",
+    "solve",
+    "verify",
+]

@@ -1,0 +1,284 @@
+"""Derivatives at trained parameters: per-example gradients, curvature and its inverse.
+
+Everything is a vector over the p trained parameters, and every sum is the one that the algorithm minimises:
+
+    L(theta; w) = sum_i w_i l_i(theta) / sum_i w_i + l2/2 |theta|^2        (mean; without the division if not).
+
+Models are evaluated in eval mode: dropout off, running statistics fixed.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev, jvp, vjp, vmap
+
+from recipe import batch as batches
+from recipe.batch import Batch
+from recipe.setting import Parameters, Setting
+
+BLOCK_BYTES = 2**28  # of gradients or activations that are held at once
+
+Product = Callable[[Tensor], Tensor]  # k vectors (k, p) -> (k, p), a symmetric matrix applied to each
+
+
+def training_set(setting: Setting, weights: Tensor, added: Batch | None) -> tuple[Batch, Tensor]:
+    """Universe and added examples as one batch of `n + b`, and weights over it; gradients flow to the added inputs."""
+    if added is None or not batches.size(added):
+        return setting.pool, weights
+    added = setting.check_added(added)
+    data = batches.concatenate(setting.pool, added)
+    return data, torch.cat([weights, weights.new_ones(batches.size(added))])
+
+
+def normaliser(setting: Setting, weights: Tensor) -> Tensor:
+    """What the sum of weighted losses is divided by: `sum w`, or 1 for an algorithm that minimises a sum."""
+    return weights.sum() if setting.algorithm.objective.mean else weights.new_ones(())
+
+
+def objective(setting: Setting, theta: Tensor, at: Parameters, weights: Tensor, data: Batch) -> Tensor:
+    """What training minimises, `L(theta; w)`, as a function of the `(p,)` vector; buffers come from `at`."""
+    losses = setting.losses(setting.unflat(theta, at), data)
+    return (weights * losses).sum() / normaliser(setting, weights) + penalty(setting, theta)
+
+
+def penalty(setting: Setting, theta: Tensor) -> Tensor:
+    """`l2/2 |theta|^2`."""
+    return 0.5 * setting.algorithm.objective.l2 * theta.square().sum()
+
+
+def loss_gradients(setting: Setting, at: Parameters, batch: Batch) -> Tensor:
+    """Gradients of the examples' losses, `(b, p)`, differentiable in the batch."""
+
+    def loss(theta: Tensor, one: Batch) -> Tensor:
+        return setting.losses(setting.unflat(theta, at), batches.example(one)).squeeze(0)
+
+    return vmap(grad(loss), in_dims=(None, 0))(setting.flat(at), batch)
+
+
+def pulls(setting: Setting, at: Parameters, batch: Batch) -> Tensor:
+    """Minus the direction in which weight on an example moves the optimum, before curvature, `(b, p)`.
+
+    `grad l_i + l2 theta` for a mean objective (weight also shifts the balance of data and regulariser), `grad l_i`
+    for a sum.
+    """
+    goal = setting.algorithm.objective
+    gradients = loss_gradients(setting, at, batch)
+    return gradients + goal.l2 * setting.flat(at) if goal.mean else gradients
+
+
+def output_gradients(setting: Setting, at: Parameters) -> Tensor:
+    """Gradients of the outputs on the targets, `(m, p)`, target-major.
+
+    Raises:
+        ValueError: an output without a gradient, such as `Correct`.
+    """
+
+    def output(theta: Tensor, one: Batch) -> Tensor:
+        return setting.outputs(setting.unflat(theta, at), batches.example(one))
+
+    gradients = vmap(jacrev(output), in_dims=(None, 0))(setting.flat(at), setting.probe).reshape(setting.m, -1)
+    if not gradients.any():
+        raise ValueError(
+            f"The gradient of {setting.output} is zero on every target, so nothing can be attributed to training "
+            "points. Use Margin or Loss for the datamodel and measure the other by retraining."
+        )
+    return gradients
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A symmetric `(p, p)` matrix that is known by its products with vectors.
+
+    Args:
+        product: `(k, p) -> (k, p)`.
+        p: the number of parameters.
+        like: a tensor of the type and on the device of the vectors.
+    """
+
+    product: Product
+    p: int
+    like: Tensor
+
+    def dense(self) -> Tensor:
+        """The matrix itself, `(p, p)`."""
+        rows = [self.product(block) for block in torch.eye(self.p).to(self.like).split(_rows(self.p))]
+        matrix = torch.cat(rows)
+        return 0.5 * (matrix + matrix.T)
+
+
+class Curvature(Protocol):
+    """The second derivative of the objective, or a stand-in for it."""
+
+    def at(self, setting: Setting, at: Parameters, weights: Tensor, data: Batch, damping: float = 0.0) -> Operator:
+        """The matrix at these parameters and weights `(b,)` over `data`, plus `damping` on its diagonal."""
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """The Hessian of the objective, `d^2 L / d theta^2 + damping`.
+
+    Indefinite away from a minimum of a non-convex model; then it needs damping, or `GaussNewton`.
+    """
+
+    def at(self, setting: Setting, at: Parameters, weights: Tensor, data: Batch, damping: float = 0.0) -> Operator:
+        """See `Curvature.at`."""
+        theta = setting.flat(at)
+
+        def gradient(t: Tensor) -> Tensor:
+            return grad(lambda v: objective(setting, v, at, weights, data))(t)
+
+        def product(vectors: Tensor) -> Tensor:
+            one = lambda v: jvp(gradient, (theta,), (v,))[1]  # noqa: E731
+            return vmap(one, chunk_size=_passes(setting, data))(vectors) + damping * vectors
+
+        return Operator(product, setting.p, theta)
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """The Gauss-Newton matrix `sum_i w_i J_i^T (d^2 l_i / dz_i^2) J_i / sum_i w_i + l2 + damping`, z the predictions.
+
+    Positive semi-definite for losses convex in the prediction, and the Hessian where the model is linear in its
+    parameters.
+
+    Reference: Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", 2002.
+    """
+
+    def at(self, setting: Setting, at: Parameters, weights: Tensor, data: Batch, damping: float = 0.0) -> Operator:
+        """See `Curvature.at`."""
+        theta = setting.flat(at)
+        share = weights / normaliser(setting, weights)
+        ridge = setting.algorithm.objective.l2 + damping
+
+        def predict(t: Tensor) -> Tensor:
+            return setting.predict(setting.unflat(t, at), data)
+
+        def slope(z: Tensor) -> Tensor:  # of the weighted loss in the predictions
+            return grad(lambda u: (share * setting.loss(u, data)).sum())(z)
+
+        z, pull = vjp(predict, theta)[:2]
+
+        def one(v: Tensor) -> Tensor:
+            push = jvp(predict, (theta,), (v,))[1]
+            return pull(jvp(slope, (z,), (push,))[1])[0]
+
+        def product(vectors: Tensor) -> Tensor:
+            return vmap(one, chunk_size=_passes(setting, data))(vectors) + ridge * vectors
+
+        return Operator(product, setting.p, theta)
+
+
+class Inverse(Protocol):
+    """How `(k, p)` vectors are multiplied with the inverse of an operator."""
+
+    def of(self, operator: Operator) -> Product:
+        """The inverse as a product."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The matrix itself and its Cholesky factor: exact, `(p, p)` memory.
+
+    Raises on use:
+        ValueError: the matrix is not positive definite.
+    """
+
+    def of(self, operator: Operator) -> Product:
+        """See `Inverse.of`."""
+        matrix = operator.dense()
+        factor, minor = torch.linalg.cholesky_ex(matrix)
+        if minor:
+            raise ValueError(
+                f"The curvature is not positive definite (its leading minor of order {int(minor)} is not). Train "
+                "closer to the optimum, use GaussNewton(), or pass a (larger) damping: a tenth of the curvature's "
+                f"mean diagonal is damping={0.1 * float(matrix.diagonal().abs().mean()):.1g}."
+            )
+        return lambda vectors: torch.cholesky_solve(vectors.T, factor).T
+
+
+@dataclass(frozen=True)
+class CG:
+    """Conjugate gradients, all right-hand sides at once, each stopping on its own tolerance.
+
+    Args:
+        tolerance: stops where `|residual| <= tolerance |right-hand side|`.
+        iterations: at most; default twice the number of parameters. Not reached: a warning says how far it came.
+
+    Reference: Hestenes & Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
+    """
+
+    tolerance: float = 1e-5
+    iterations: int | None = None
+
+    def of(self, operator: Operator) -> Product:
+        """See `Inverse.of`."""
+        return lambda vectors: self._solve(operator, vectors)
+
+    def _solve(self, operator: Operator, b: Tensor) -> Tensor:
+        x, r = torch.zeros_like(b), b.clone()
+        d, rr = r.clone(), r.square().sum(1)  # direction, squared residual
+        goal = self.tolerance**2 * rr
+        for _ in range(self.iterations or 2 * operator.p):
+            active = (rr > goal).nonzero().squeeze(1)
+            if not len(active):
+                return x
+            direction = d[active]
+            image = operator.product(direction)
+            curvature = (direction * image).sum(1)
+            if (curvature <= 0).any():
+                raise ValueError(
+                    "Conjugate gradients met a direction of negative curvature. Use GaussNewton(), or pass a (larger) "
+                    "damping."
+                )
+            step = (rr[active] / curvature)[:, None]
+            x[active] += step * direction
+            r[active] -= step * image
+            new = r[active].square().sum(1)
+            d[active] = r[active] + (new / rr[active])[:, None] * direction
+            rr[active] = new
+        worst = float((rr / b.square().sum(1)).max().sqrt())
+        if worst > self.tolerance:
+            warnings.warn(
+                f"Conjugate gradients did not converge: relative residual {worst:.1e} after "
+                f"{self.iterations or 2 * operator.p} iterations, asked for {self.tolerance:.1e}. Allow more "
+                "iterations, or pass a larger damping.",
+                stacklevel=2,
+            )
+        return x
+
+
+def applied(inverse: Product, vectors: Tensor) -> Tensor:
+    """`inverse(vectors)`, differentiable in the vectors (the matrix is held fixed; symmetric, so its own adjoint)."""
+    return _Symmetric.apply(vectors, inverse)
+
+
+class _Symmetric(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, product: Product) -> Tensor:
+        ctx.product = product
+        return product(vectors.detach())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.product(gradient), None
+
+
+def blocks(setting: Setting, batch: Batch) -> list[Batch]:
+    """The batch in parts whose per-example gradients fit `BLOCK_BYTES`."""
+    rows = _rows(setting.p)
+    return [batches.take(batch, slice(i, i + rows)) for i in range(0, batches.size(batch), rows)]
+
+
+def _rows(p: int) -> int:
+    return max(1, BLOCK_BYTES // (8 * p))
+
+
+def _passes(setting: Setting, data: Batch) -> int:
+    """How many vectors go through the model together: activations are about the size of inputs or predictions."""
+    width = max(math.prod(t.shape[1:]) for t in batches.tensors(data)) + math.isqrt(setting.p)
+    return max(1, BLOCK_BYTES // (32 * batches.size(data) * width))

@@ -1,0 +1,260 @@
+"""Output functions: outputs as a function of the training set, true (`Retrain`) or predicted (datamodels).
+
+    f(weights (..., n), added=None) -> (..., m)
+
+`LinearDatamodel` is the most common stand-in for retraining:
+
+    f_hat(w, added) = bias + effects @ w + effect(added).sum(1),
+
+where `effects[j, i]` is the predicted change of output j, in its own unit, when the weight of training point i goes
+from 0 to 1 (Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 2022, arXiv:2202.00622).
+"""
+
+import functools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipe import batch as batches
+from recipe.batch import Batch
+from recipe.setting import Measure, Parameters, Setting
+
+BLOCK_BYTES = 2**26  # of effects that are held at once while streaming
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a datamodel comes from: the estimator, the setting, where it was linearised, how long the fit took."""
+
+    estimator: Any
+    setting: Setting
+    at: tuple[Tensor, Batch | None] | None
+    seconds: float
+
+
+def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates an estimator's `fit(self, setting, at=None)`: the datamodel it returns knows its `origin`."""
+
+    @functools.wraps(fit)
+    def recorded(self: Any, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> Any:
+        started = time.perf_counter()
+        f_hat = fit(self, setting, at)
+        f_hat.origin = Origin(self, setting, at, time.perf_counter() - started)
+        return f_hat
+
+    return recorded
+
+
+class OutputFunction(ABC):
+    """Outputs as a function of the training set.
+
+    `n` training points, outputs of `output_shape` (targets, or targets x C), flattened target-major to `m`; `origin`
+    says which estimator and setting a datamodel comes from, where it comes from one.
+    """
+
+    n: int
+    output_shape: tuple[int, ...]
+    origin: Origin | None = None
+
+    @property
+    def setting(self) -> Setting | None:
+        """The setting behind the outputs, where there is one."""
+        return None if self.origin is None else self.origin.setting
+
+    @property
+    def m(self) -> int:
+        """The number of outputs."""
+        return int(np.prod(self.output_shape))
+
+    def rows(self, target: int) -> slice:
+        """Where the outputs of one target are among the m.
+
+        Raises:
+            IndexError: there is no such target.
+        """
+        count = self.output_shape[0]
+        if not -count <= target < count:
+            raise IndexError(f"There are {count} targets; got target {target}.")
+        width = self.m // count
+        start = (target % count) * width
+        return slice(start, start + width)
+
+    @abstractmethod
+    def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:
+        """Outputs `(..., m)` after training on weights `(..., n)` and on added examples of weight 1."""
+
+    def on(self, targets: Any = None, output: Measure | None = None) -> "OutputFunction":
+        """The same training, measured on other targets or by another output; None keeps today's.
+
+        Raises:
+            NotImplementedError: this function knows its outputs only.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} knows only the outputs that it was fitted to. Fit the estimator to "
+            "`setting.on(targets, output)` instead."
+        )
+
+    def runs(self) -> "Sequence[OutputFunction]":
+        """One function for every training seed, whose mean this one is; a datamodel is one function."""
+        return [self]
+
+    def parameters(self, weights: Tensor, added: Batch | None = None) -> Parameters:
+        """Predicted parameters, stacked over the ensemble's models along a first axis.
+
+        Raises:
+            NotImplementedError: predictions do not go through parameters.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} predicts outputs without predicting parameters; use Influence or NewtonStep."
+        )
+
+
+class LinearDatamodel(OutputFunction):
+    """`bias + effects @ w + effect(added).sum(1)`, differentiable in the weights and in the added examples.
+
+    Args:
+        bias: `(m,)`, the outputs at weight zero (an extrapolation for a tangent).
+        effects: `(m, n)`, a tensor, an array or a memory map of any floating type; streamed in blocks of columns.
+        effect: `effect(batch) -> (m, b)`, the value of examples from outside the universe, differentiable in them.
+        output_shape: `(targets,)` or `(targets, C)`; default `(m,)`.
+        on: how to measure something else, `(targets, output) -> OutputFunction`, where the estimator can.
+        parameters: predicted parameters, `(weights, added) -> Parameters`, where the estimator has them.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> f_hat = LinearDatamodel(torch.tensor([1.0]), torch.tensor([[2.0, -1.0]]))
+        >>> f_hat(torch.tensor([1.0, 0.0]))
+        tensor([3.])
+    """
+
+    def __init__(
+        self,
+        bias: Tensor,
+        effects: Tensor | np.ndarray,
+        effect: Callable[[Batch], Tensor] | None = None,
+        *,
+        output_shape: tuple[int, ...] | None = None,
+        on: Callable[[Any, Measure | None], OutputFunction] | None = None,
+        parameters: Callable[[Tensor, Batch | None], Parameters] | None = None,
+    ) -> None:
+        self.bias = torch.as_tensor(bias)
+        self.effects = effects
+        self.effect = effect
+        if effects.ndim != 2 or self.bias.shape != effects.shape[:1]:
+            raise ValueError(
+                f"Expected bias (m,) and effects (m, n); got {tuple(self.bias.shape)} and {tuple(effects.shape)}. "
+                "Effects have one row an output and one column a training point."
+            )
+        self.n = effects.shape[1]
+        self.output_shape = output_shape or (len(self.bias),)
+        if self.m != len(self.bias):
+            raise ValueError(f"output_shape {self.output_shape} has {self.m} outputs; the bias has {len(self.bias)}.")
+        self._on, self._parameters = on, parameters
+
+    def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:
+        """Predicted outputs `(..., m)`; a cvxpy variable `(n,)` gives a cvxpy expression.
+
+        Raises:
+            ValueError: weights of another length.
+            NotImplementedError: added examples, and this datamodel has no `effect`.
+        """
+        if tuple(weights.shape[-1:]) != (self.n,):
+            raise ValueError(f"Expected weights of shape (..., {self.n}); got {tuple(weights.shape)}.")
+        constant = self.bias
+        if added is not None and batches.size(added):
+            constant = constant + self._effect(added).sum(1)
+        if isinstance(weights, (Tensor, np.ndarray)):
+            return constant + _Product.apply(torch.as_tensor(weights), self.effects, self.bias)
+        return constant.detach().cpu().numpy() + _array(self.effects) @ weights
+
+    def on(self, targets: Any = None, output: Measure | None = None) -> OutputFunction:
+        """See `OutputFunction.on`."""
+        if self._on is None:
+            return super().on(targets, output)
+        return same_origin(self, self._on(targets, output), targets, output)
+
+    def parameters(self, weights: Tensor, added: Batch | None = None) -> Parameters:
+        """See `OutputFunction.parameters`."""
+        return super().parameters(weights) if self._parameters is None else self._parameters(weights, added)
+
+    def _effect(self, added: Batch) -> Tensor:
+        if self.effect is None:
+            raise NotImplementedError(
+                "This datamodel has no `effect`: it cannot value examples from outside the universe (poisons). Use an "
+                "estimator that is differentiable in added data, such as Influence or NewtonStep."
+            )
+        return self.effect(added)
+
+
+class SizeCorrected(OutputFunction):
+    """`f_hat(1) + (f_hat(w, added) - f_hat(1)) * n / W`, with W the total weight, added examples included.
+
+    Why: with a mean loss, leaving k of n points out moves the parameters by a sum over the points divided by the weight
+    that *remains*, while the tangent at full weights divides by n, and so underestimates changes by about n / W.
+    """
+
+    def __init__(self, f_hat: OutputFunction) -> None:
+        self.f_hat = f_hat
+        self.origin = f_hat.origin
+        self.n, self.output_shape = f_hat.n, f_hat.output_shape
+        self._full = f_hat(torch.ones(f_hat.n)).detach()
+
+    def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:
+        """Predicted outputs `(..., m)`; not linear in the weights."""
+        weights = torch.as_tensor(weights)
+        total = weights.sum(-1, keepdim=True) + (0 if added is None else batches.size(added))
+        return self._full + (self.f_hat(weights, added) - self._full) * self.n / total
+
+    def on(self, targets: Any = None, output: Measure | None = None) -> "SizeCorrected":
+        """See `OutputFunction.on`."""
+        return SizeCorrected(self.f_hat.on(targets, output))
+
+
+def same_origin(
+    old: OutputFunction, new: OutputFunction, targets: Any = None, output: Measure | None = None
+) -> OutputFunction:
+    """`new`, which measures other targets or outputs than `old`, with the origin that fits it."""
+    if old.origin is not None:
+        new.origin = replace(old.origin, setting=old.origin.setting.on(targets, output))
+    return new
+
+
+class _Product(torch.autograd.Function):
+    """`weights (..., n) @ effects.T -> (..., m)`, both ways in blocks of columns of effects that may lie on disk."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, effects: Tensor | np.ndarray, bias: Tensor) -> Tensor:
+        ctx.effects, ctx.like, ctx.shape, ctx.dtype = effects, bias, weights.shape, weights.dtype
+        out = bias.new_zeros((*weights.shape[:-1], len(bias)))
+        for columns, block in _blocks(effects, bias):
+            out += weights[..., columns].to(bias) @ block.T
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        out = gradient.new_empty(ctx.shape, dtype=ctx.dtype)
+        for columns, block in _blocks(ctx.effects, ctx.like):
+            out[..., columns] = (gradient @ block).to(ctx.dtype)
+        return out, None, None
+
+
+def _blocks(effects: Tensor | np.ndarray, like: Tensor) -> Any:
+    """Columns of effects as `(slice, (m, width) tensor)`, at most `BLOCK_BYTES` at once, in the type of `like`."""
+    m, n = effects.shape
+    width = max(1, BLOCK_BYTES // max(1, m * like.element_size()))
+    for start in range(0, n, width):
+        columns = slice(start, min(n, start + width))
+        block = effects[:, columns]
+        yield columns, (block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))).to(like)
+
+
+def _array(effects: Tensor | np.ndarray) -> np.ndarray:
+    return effects.detach().cpu().numpy() if isinstance(effects, Tensor) else np.asarray(effects)

@@ -1,0 +1,69 @@
+"""Losses: what training minimises, one number an example.
+
+A loss is any callable `loss(prediction, batch) -> (b,)`; write your own as a function. Labels of -100 do not count.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recipe.batch import Batch, labels
+
+IGNORED = -100  # torch's own convention for positions that do not count
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """`logsumexp(z) - z_y`, averaged over the positions of a sequence whose label is not -100.
+
+    Args of a call:
+        prediction: logits `(b, C)`, or `(b, T, C)` for sequences.
+        batch: its labels are `(b,)` or `(b, T)` integers.
+
+    Returns `(b,)`, in nats.
+
+    >>> CrossEntropy()(torch.zeros(1, 4), (torch.zeros(1, 2), torch.tensor([3]))).exp()
+    tensor([4.])
+    """
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> Tensor:
+        y = labels(batch)
+        losses = F.cross_entropy(prediction.movedim(-1, 1), y, reduction="none", ignore_index=IGNORED)
+        return over_positions(losses, y)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """`1/2 |prediction - label|^2`, summed over an example's entries; its Hessian in the prediction is the identity.
+
+    >>> SquaredError()(torch.tensor([[3.0]]), (torch.zeros(1, 2), torch.tensor([1.0])))
+    tensor([2.])
+    """
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> Tensor:
+        y = labels(batch).to(prediction.dtype)
+        return 0.5 * (prediction.flatten(1) - y.reshape(len(y), -1)).square().sum(1)
+
+
+def over_positions(values: Tensor, y: Tensor) -> Tensor:
+    """Average `(b, ...)` values of positions to `(b,)`, counting only those whose label is not -100."""
+    if values.ndim == 1:
+        return values
+    counts = (y != IGNORED).to(values.dtype)
+    return (values * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
+
+
+def check_classes(prediction: Tensor, y: Tensor, what: str) -> None:
+    """Raise `ValueError` when an integer label lies outside the classes that the model predicts."""
+    classes = prediction.shape[-1]
+    if torch.is_floating_point(y):
+        raise ValueError(f"Labels of the {what} must be integers for a cross-entropy; got {y.dtype}. Use `.long()`.")
+    outside = (y != IGNORED) & ((y < 0) | (y >= classes))
+    if outside.any():
+        row = int(outside.reshape(len(y), -1).any(1).nonzero()[0])
+        raise ValueError(
+            f"Labels of the {what} must lie in 0..{classes - 1}, the classes of the model; example {row} has "
+            f"{int(y[outside][0])}. Give the model more outputs, or relabel."
+        )

@@ -1,0 +1,1 @@
+"""Tests: truth is retraining, closed forms and brute force."""

@@ -1,0 +1,1 @@
+"""Tests of `recipe`, one file a module."""

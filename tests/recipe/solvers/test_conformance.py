@@ -1,0 +1,70 @@
+"""What every solver promises, against brute force and closed forms: the products of the lists in `problems.py`."""
+
+import itertools
+
+import pytest
+import torch
+
+import recipe.solvers
+from recipe.feasible import Box
+from recipe.problem import Minimize, Problem
+from tests.recipe.solvers.problems import (
+    CONTINUOUS,
+    CONTINUOUS_SOLVERS,
+    FEASIBLE,
+    PROBLEMS,
+    SOLVERS,
+    continuous_problem,
+    optimum,
+    weights_problem,
+)
+
+VALUES_ONLY = ("Greedy", "Greedy, adding")  # these never ask for a gradient
+PAIRS = [(s, p) for s, p in itertools.product(SOLVERS, PROBLEMS) if p in SOLVERS[s].solves]
+
+
+@pytest.mark.parametrize(("name", "about"), PAIRS, ids=lambda part: part if isinstance(part, str) else "-".join(part))
+def test_subset_problems(name, about):
+    promise, (objective, feasible) = SOLVERS[name], PROBLEMS[about]
+    problem = weights_problem(objective, feasible)
+    before = problem.start.clone()
+    decision = promise.solver.solve(problem)
+    assert feasible.contains(decision)
+    assert decision.dtype == problem.start.dtype
+    assert torch.equal(problem.start, before)
+    assert torch.equal(decision, promise.solver.solve(weights_problem(objective, feasible)))
+    value = problem.value(decision)
+    assert objective.sense * value <= objective.sense * optimum(*about) + 1e-9
+    if about in promise.reaches:
+        assert value == pytest.approx(optimum(*about), abs=1e-9)
+
+
+@pytest.mark.parametrize("case", CONTINUOUS)
+@pytest.mark.parametrize("name", CONTINUOUS_SOLVERS)
+def test_continuous_problems(name, case):
+    objective, feasible, best = CONTINUOUS[case]
+    problem = continuous_problem(objective, feasible)
+    decision = CONTINUOUS_SOLVERS[name].solve(problem)
+    assert feasible.contains(decision)
+    assert decision.dtype == problem.start.dtype
+    assert torch.equal(decision, CONTINUOUS_SOLVERS[name].solve(continuous_problem(objective, feasible)))
+    torch.testing.assert_close(decision, best, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("solver", "start", "feasible"),
+    [(SOLVERS[name].solver, torch.ones(8), FEASIBLE["size"]) for name in SOLVERS if name not in VALUES_ONLY]
+    + [(solver, torch.zeros(3), Box(torch.zeros(3), 1.0)) for solver in CONTINUOUS_SOLVERS.values()],
+    ids=repr,
+)
+def test_an_objective_without_gradient_is_refused_with_the_remedy(solver, start, feasible):
+    problem = Problem(Minimize(lambda w: w.detach().sum()), start, feasible, lambda w: (w, None))
+    with pytest.raises(ValueError, match=r"not differentiable.*differentiable datamodel"):
+        solver.solve(problem)
+
+
+def test_all_is_sorted_and_complete():
+    assert recipe.solvers.__all__ == sorted(recipe.solvers.__all__)
+    assert {type(promise.solver).__name__ for promise in SOLVERS.values()} | {
+        type(solver).__name__ for solver in CONTINUOUS_SOLVERS.values()
+    } == set(recipe.solvers.__all__)

@@ -1,0 +1,128 @@
+"""Curvature and inverses against dense matrices; Newton against independent optimisers."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from sklearn.linear_model import Ridge
+from torch.autograd.functional import hessian
+
+from recipe import CG, Dense, DivergedError, GaussNewton, Hessian, Newton, calculus, random_subsets
+from recipe.calculus import Operator
+from tests.worlds import DOUBLE, SETTINGS, logistic, ridge, small_mlp
+
+
+def parts(setting, weights=None):
+    theta = setting.algorithm.train(setting, torch.ones(setting.n), 0)
+    weights = torch.rand(setting.n, dtype=DOUBLE) if weights is None else weights
+    return setting, theta, weights, setting.pool
+
+
+def dense_hessian(setting, theta, weights, data):
+    return hessian(lambda t: calculus.objective(setting, t, theta, weights, data), setting.flat(theta))
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_hessian_products(setting):
+    world = parts(setting)
+    expected = dense_hessian(*world) + 0.3 * torch.eye(setting.p)
+    torch.testing.assert_close(Hessian().at(*world, damping=0.3).dense(), expected)
+
+
+@pytest.mark.parametrize("name", ["logistic margins", "ridge"])
+def test_gauss_newton_is_the_hessian_of_models_linear_in_their_parameters(name):
+    world = parts(SETTINGS[name])
+    torch.testing.assert_close(GaussNewton().at(*world, damping=0.3).dense(), Hessian().at(*world, damping=0.3).dense())
+
+
+def test_gauss_newton_of_a_network_by_its_definition():
+    setting, theta, weights, data = parts(small_mlp())
+    J = torch.autograd.functional.jacobian(
+        lambda t: setting.predict(setting.unflat(t, theta), data), setting.flat(theta)
+    )  # (n, C, p)
+    q = setting.predict(theta, data).softmax(1)
+    B = torch.diag_embed(q) - q[:, :, None] * q[:, None, :]
+    expected = torch.einsum("i,icp,icd,idq->pq", weights / weights.sum(), J, B, J)
+    expected += (setting.algorithm.objective.l2 + 0.1) * torch.eye(setting.p)
+    torch.testing.assert_close(GaussNewton().at(setting, theta, weights, data, 0.1).dense(), expected)
+
+
+@pytest.mark.parametrize("inverse", [Dense(), CG(tolerance=1e-12)], ids=repr)
+def test_inverses(inverse):
+    operator = GaussNewton().at(*parts(small_mlp()), damping=0.01)
+    b = torch.randn(5, operator.p, dtype=DOUBLE)
+    torch.testing.assert_close(inverse.of(operator)(b), torch.linalg.solve(operator.dense(), b.T).T)
+    assert inverse.of(operator)(torch.zeros(1, operator.p, dtype=DOUBLE)).eq(0).all()
+
+
+def test_inverses_say_when_they_cannot():
+    eye = torch.eye(3, dtype=DOUBLE)
+    indefinite = Operator(lambda v: v @ torch.diag(torch.tensor([1.0, -1.0, 2.0]).double()), 3, eye)
+    with pytest.raises(ValueError, match=r"minor of order 2.*GaussNewton.*damping"):
+        Dense().of(indefinite)
+    with pytest.raises(ValueError, match=r"negative curvature.*GaussNewton"):
+        CG().of(indefinite)(eye[1:2])
+    spread = Operator(lambda v: v * torch.tensor([1.0, 10.0, 100.0]).double(), 3, eye)
+    with pytest.warns(UserWarning, match=r"did not converge: relative residual .* after 1 iterations"):
+        CG(iterations=1).of(spread)(torch.ones(1, 3, dtype=DOUBLE))
+
+
+def test_per_example_gradients():
+    setting, theta, _, data = parts(small_mlp())
+    rows = [
+        torch.autograd.functional.jacobian(
+            lambda t, i=i: setting.losses(setting.unflat(t, theta), data)[i], setting.flat(theta)
+        )
+        for i in range(3)
+    ]
+    torch.testing.assert_close(calculus.loss_gradients(setting, theta, data)[:3], torch.stack(rows))
+    expected = torch.autograd.functional.jacobian(
+        lambda t: setting.outputs(setting.unflat(t, theta)), setting.flat(theta)
+    )
+    torch.testing.assert_close(calculus.output_gradients(setting, theta), expected)
+
+
+def test_an_output_without_a_gradient_is_refused():
+    from estimators.influence import Influence
+    from recipe import Correct
+
+    with pytest.raises(ValueError, match=r"Correct\(\) is zero on every target.*Margin or Loss"):
+        Influence().fit(logistic(Correct()))
+
+
+def test_newton_finds_the_minimum_that_scipy_finds():
+    setting = logistic()
+    for w in random_subsets(setting.n, r=3, alpha=0.4, seed=0).double() * torch.rand(setting.n):
+        theta = setting.algorithm.train(setting, w, 0)
+
+        def value(t, w=w):
+            z = setting.pool[0].numpy() @ t[:6].reshape(3, 2).T + t[6:]
+            own = z[np.arange(len(z)), setting.pool[1].numpy()]
+            losses = np.log(np.exp(z).sum(1)) - own
+            return (w.numpy() * losses).sum() / w.numpy().sum() + 0.025 * (t**2).sum()
+
+        best = scipy.optimize.minimize(value, np.zeros(9), tol=1e-12)
+        np.testing.assert_allclose(setting.flat(theta), best.x, atol=1e-5)
+
+
+def test_newton_is_ridge_regression():
+    setting = ridge()
+    w = torch.rand(setting.n, dtype=DOUBLE)
+    x, y = setting.pool
+    model = Ridge(alpha=float(0.1 * w.sum()), fit_intercept=False).fit(x, y, sample_weight=w)
+    np.testing.assert_allclose(setting.algorithm.train(setting, w, 0)["weight"], model.coef_.reshape(1, -1))
+
+
+def test_newton_trains_many_as_each_alone():
+    setting, w = logistic(), random_subsets(40, r=4, alpha=0.5, seed=0)
+    many = setting.algorithm.train_many(setting, w, range(4))
+    for i in range(4):
+        torch.testing.assert_close(many["weight"][i], setting.algorithm.train(setting, w[i], i)["weight"])
+
+
+def test_newton_says_what_it_cannot_train():
+    setting, w = logistic(), torch.ones(40)
+    with pytest.raises(DivergedError, match="not positive definite.*`l2` above 0"):
+        Newton().train(logistic(l2=0.0), w, 0)
+    with pytest.raises(DivergedError, match="did not converge in 1 steps"):
+        Newton(l2=0.05, steps=1).train(setting, w, 0)
