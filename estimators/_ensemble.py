@@ -1,0 +1,60 @@
+"""The trained models that an estimator looks at: the setting's own checkpoints, or freshly trained ones."""
+
+import torch
+
+from recipe.problem import Arguments
+from recipe.retrain import train_runs
+from recipe.setting import Checkpoint, Parameters, Setting
+
+
+def members(setting: Setting, models: int, seed: int, at: Arguments | None = None) -> list[Parameters]:
+    """Parameters of an ensemble; member k trains with the seed `seed + k`.
+
+    Args:
+        setting: what to train; where it has checkpoints and `at` is None, the last step of each of their members is
+            taken instead of training, and `models` and `seed` are ignored.
+        models: how many to train.
+        seed: of the first one.
+        at: `(weights (n,), added)` to train at; default all points at weight 1.
+
+    Returns:
+        One dictionary of parameters a member.
+
+    Raises:
+        ValueError: fewer than one model, or a checkpoint that does not fit the model.
+
+    Example:
+        >>> from recipe import Newton, Setting
+        >>> data = (torch.randn(20, 3), torch.arange(20) % 2)
+        >>> setting = Setting(lambda: torch.nn.Linear(3, 2), data, data, Newton(l2=0.1))
+        >>> [theta["weight"].shape for theta in members(setting, models=2, seed=0)]
+        [torch.Size([2, 3]), torch.Size([2, 3])]
+    """
+    if setting.checkpoints and at is None:
+        return _last_steps(setting)
+    if models < 1:
+        raise ValueError(f"An ensemble needs at least one model; got models={models}.")
+    weights, added = at or (torch.ones(setting.n), None)
+    w = setting.check_weights(weights).detach().to(setting.dtype)
+    return train_runs(setting, w.expand(models, -1), range(seed, seed + models), added)
+
+
+def _last_steps(setting: Setting) -> list[Parameters]:
+    last: dict[int, Checkpoint] = {}
+    for checkpoint in sorted(setting.checkpoints, key=lambda c: c.step):
+        last[checkpoint.member] = checkpoint
+    return [_complete(setting, last[member]) for member in sorted(last)]
+
+
+def _complete(setting: Setting, checkpoint: Checkpoint) -> Parameters:
+    """The checkpoint's parameters on the setting's device, with the model's own values for what it leaves out."""
+    blank = setting.initial(0)
+    shapes = {name: tuple(t.shape) for name, t in checkpoint.parameters.items()}
+    alien = [name for name, shape in shapes.items() if name not in blank or shape != tuple(blank[name].shape)]
+    missing = [name for name in setting.trained if name not in shapes]
+    if alien or missing:
+        raise ValueError(
+            f"The checkpoint of member {checkpoint.member}, step {checkpoint.step}, does not fit the model: "
+            f"unknown or of another shape {alien}, missing {missing}. Pass the `state_dict()` of the setting's model."
+        )
+    return {name: checkpoint.parameters.get(name, t).detach().to(t) for name, t in blank.items()}

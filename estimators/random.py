@@ -1,0 +1,63 @@
+"""Random effects: what a task achieves without knowing anything about the data. Every estimator has to beat it.
+
+    effects[j, i] ~ Normal(0, 1) / n,        bias[j] = -sum_i effects[j, i] w0_i.
+
+So nothing is predicted to change where the datamodel was fitted (`f_hat(w0) = 0`, `w0` all points at weight 1), and
+effects have the size that single points have for outputs of order one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from recipe.datamodel import LinearDatamodel, records_origin
+from recipe.problem import Arguments
+from recipe.setting import Setting
+
+
+@dataclass(frozen=True)
+class Random:
+    """Effects drawn from a normal distribution: they depend on the seed and on the sizes m and n alone.
+
+    Nothing is trained. The level of the outputs is unknown to it and put at 0: read its predictions as changes. It has
+    no `effect`: a noise that depends on an example's position, not on its content, cannot value new examples.
+
+    Args:
+        seed: decides the draw.
+
+    Example:
+        >>> from recipe import SGD, Setting
+        >>> data = (torch.randn(20, 3), torch.arange(20) % 2)
+        >>> setting = Setting(lambda: torch.nn.Linear(3, 2), data, data, SGD(epochs=1, batch_size=5, lr=0.1))
+        >>> f_hat = Random(seed=1).fit(setting)
+        >>> f_hat.effects.shape, bool(f_hat(torch.ones(20)).abs().max() < 1e-6)
+        (torch.Size([20, 20]), True)
+    """
+
+    seed: int = 0
+
+    @records_origin
+    def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
+        """Draw effects.
+
+        Args:
+            setting: what to attribute; only its sizes count.
+            at: `(weights, added)` where the predicted outputs are 0; default all points at weight 1.
+
+        Returns:
+            A datamodel `(n,) -> (m,)` with `on`, which draws again for other outputs.
+
+        Raises:
+            ValueError: weights that do not fit the setting.
+        """
+        weights, _ = at or (torch.ones(setting.n), None)
+        w = setting.check_weights(weights).detach().to(setting.dtype)
+        generator = torch.Generator().manual_seed(self.seed)
+        # Drawn on the CPU, so that the device changes nothing.
+        effects = torch.randn(setting.m, setting.n, generator=generator, dtype=setting.dtype).to(w) / setting.n
+        return LinearDatamodel(
+            -effects @ w,
+            effects,
+            output_shape=setting.output_shape,
+            on=lambda targets, output: self.fit(setting.on(targets, output), at),
+        )

@@ -1,0 +1,287 @@
+"""Regression datamodels against scikit-learn, brute-force cross-validation and outputs that are linear by design."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import linear_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from estimators._penalties import LASSO_GRID, RIDGE_GRID
+from estimators.regression import Lasso, Penalty, Regression, Ridge, regress
+from recipe import Custom, Logits, Retrain, Setting
+from recipe.algorithms import Objective
+from recipe.random_subsets import random_subsets
+
+WIDE, TALL = (30, 50), (60, 20)  # (r, n): more points than retrainings, and fewer
+
+
+def _bank(r: int, n: int, m: int = 4, noise: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Subsets and outputs that depend linearly on a quarter of the points, with noise that differs between outputs."""
+    generator = torch.Generator().manual_seed(0)
+    masks = random_subsets(n, r, 0.5, seed=0).double()
+    effects = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    effects *= torch.rand(m, n, generator=generator) < 0.25
+    error = noise * torch.randn(r, m, generator=generator, dtype=torch.float64)
+    return masks, 5 + masks @ effects.T + error * 2.0 ** torch.arange(m)
+
+
+# ---- ridge -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [WIDE, TALL])
+@pytest.mark.parametrize("penalty", [1e-3, 2.0])
+def test_ridge_equals_scikit_learn(shape: tuple[int, int], penalty: float) -> None:
+    masks, outputs = _bank(*shape)
+    bias, effects = regress(masks, outputs, Ridge(penalty))
+    for j in range(outputs.shape[1]):
+        oracle = linear_model.Ridge(alpha=penalty, solver="svd").fit(masks, outputs[:, j])
+        np.testing.assert_allclose(effects[j], oracle.coef_, atol=1e-9)
+        np.testing.assert_allclose(bias[j], oracle.intercept_, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [WIDE, TALL])
+def test_ridge_without_penalty_is_the_smallest_least_squares_solution(shape: tuple[int, int]) -> None:
+    masks, outputs = _bank(*shape)
+    centred = masks - masks.mean(0)
+    _, effects = regress(masks, outputs, Ridge(penalty=0.0))
+    torch.testing.assert_close(effects.T, torch.linalg.pinv(centred) @ (outputs - outputs.mean(0)))
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 8)])
+def test_the_ridge_penalty_is_the_best_of_leaving_each_run_out(shape: tuple[int, int]) -> None:
+    masks, outputs = (t.numpy() for t in _bank(*shape, noise=0.15))
+    r = len(masks)
+    eigenvalues = np.linalg.eigvalsh(np.cov(masks.T, ddof=0) * r)
+    grid = RIDGE_GRID.numpy() * eigenvalues[eigenvalues > 1e-9].mean()
+
+    def left_out(alpha: float) -> np.ndarray:
+        misses = []
+        for k in range(r):
+            others = np.arange(r) != k
+            oracle = linear_model.Ridge(alpha=alpha).fit(masks[others], outputs[others])
+            misses.append(outputs[k] - oracle.predict(masks[k : k + 1])[0])
+        return np.square(misses).sum(0)
+
+    best = grid[np.array([left_out(alpha) for alpha in grid]).argmin(0)]
+    assert len(set(best)) > 1  # the outputs do not agree: each has its own
+    _, effects = regress(torch.from_numpy(masks), torch.from_numpy(outputs))
+    for j, alpha in enumerate(best):
+        oracle = linear_model.Ridge(alpha=alpha, solver="svd").fit(masks, outputs[:, j])
+        np.testing.assert_allclose(effects[j], oracle.coef_, atol=1e-9)
+
+
+# ---- lasso -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [WIDE, (20, 50), TALL])
+@pytest.mark.parametrize("penalty", [0.02, 0.1])
+def test_lasso_equals_scikit_learn(shape: tuple[int, int], penalty: float) -> None:
+    masks, outputs = _bank(*shape)
+    bias, effects = regress(masks, outputs, Lasso(penalty, tolerance=1e-8))
+    for j in range(outputs.shape[1]):
+        oracle = linear_model.Lasso(alpha=penalty, tol=1e-10, max_iter=100_000).fit(masks, outputs[:, j])
+        np.testing.assert_allclose(effects[j], oracle.coef_, atol=1e-4)
+        np.testing.assert_allclose(bias[j], oracle.intercept_, atol=1e-3)
+        assert ((effects[j] == 0).numpy() == (oracle.coef_ == 0)).all()
+
+
+def test_a_large_lasso_penalty_leaves_the_mean() -> None:
+    masks, outputs = _bank(*TALL)
+    bias, effects = regress(masks, outputs, Lasso(penalty=1e3))
+    assert not effects.any()
+    torch.testing.assert_close(bias, outputs.mean(0))
+
+
+def test_the_lasso_penalty_is_the_best_on_the_last_fifth() -> None:
+    masks, outputs = (t.numpy() for t in _bank(*TALL, noise=0.5))
+    cut = 48
+    _, effects = regress(torch.from_numpy(masks), torch.from_numpy(outputs), Lasso(tolerance=1e-8))
+    chosen = set()
+    for j in range(outputs.shape[1]):
+        y = outputs[:, j]
+        top = np.abs((masks[:cut] - masks[:cut].mean(0)).T @ (y[:cut] - y[:cut].mean())).max() / cut
+        fits = [_sklearn_lasso(masks[:cut], y[:cut], factor * top) for factor in LASSO_GRID.numpy()]
+        errors = [np.square(y[cut:] - fit.predict(masks[cut:])).sum() for fit in fits]
+        best = LASSO_GRID.numpy()[int(np.argmin(errors))] * top
+        chosen.add(int(np.argmin(errors)))
+        np.testing.assert_allclose(effects[j], _sklearn_lasso(masks, y, best).coef_, atol=1e-4)
+    assert len(chosen) > 1
+
+
+def _sklearn_lasso(X: np.ndarray, y: np.ndarray, alpha: float) -> linear_model.Lasso:
+    return linear_model.Lasso(alpha=alpha, tol=1e-10, max_iter=100_000).fit(X, y)
+
+
+def test_the_lasso_recovers_a_sparse_output_function() -> None:
+    masks = random_subsets(100, 80, 0.5, seed=0).double()
+    planted = torch.zeros(3, 100, dtype=torch.float64)
+    planted[0, [4, 50]], planted[1, 7], planted[2, [1, 2, 99]] = torch.tensor([1.0, -2.0]).double(), 3.0, 0.5
+    bias, effects = regress(masks, 2 + masks @ planted.T, Lasso())
+    assert (effects - planted).abs().max() < 0.05
+    fresh = random_subsets(100, 20, 0.5, seed=1).double()
+    assert (bias + fresh @ effects.T - 2 - fresh @ planted.T).abs().max() < 0.1
+
+
+def test_lasso_warns_when_it_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estimators._penalties.ITERATIONS", 2)
+    with pytest.warns(UserWarning, match="did not converge in 2 steps"):
+        regress(*_bank(*WIDE), Lasso(penalty=0.01))
+
+
+# ---- what both promise -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("penalty", [Ridge(), Ridge(0.5), Lasso(), Lasso(0.05)], ids=str)
+@pytest.mark.parametrize("shape", [WIDE, TALL])
+def test_conventions(penalty: Penalty, shape: tuple[int, int]) -> None:
+    masks, outputs = _bank(*shape)
+    bias, effects = regress(masks, outputs, penalty)
+    torch.testing.assert_close(masks.mean(0) @ effects.T + bias, outputs.mean(0))  # right on average
+
+    order = torch.randperm(masks.shape[1], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(regress(masks[:, order], outputs, penalty)[1], effects[:, order], atol=1e-4, rtol=0)
+
+    alone = torch.cat([regress(masks, outputs[:, [j]], penalty)[1] for j in range(outputs.shape[1])])
+    torch.testing.assert_close(alone, effects, atol=1e-4, rtol=0)  # outputs do not touch each other
+
+    scaled = regress(masks, 3 * outputs, penalty)[1] if penalty in (Ridge(), Ridge(0.5), Lasso()) else 3 * effects
+    torch.testing.assert_close(scaled, 3 * effects, atol=1e-4, rtol=0)  # in the output's unit
+
+
+def test_ridge_effects_sum_to_zero_on_subsets_of_one_size() -> None:
+    bias, effects = regress(*_bank(*TALL))
+    torch.testing.assert_close(bias + effects.sum(1), bias)
+    assert effects.abs().amax(1).min() > 0.01
+
+
+@pytest.mark.parametrize("penalty", [Ridge(), Lasso()], ids=str)
+def test_points_that_never_change_and_outputs_that_never_change_have_no_effects(penalty: Penalty) -> None:
+    masks, outputs = _bank(*TALL)
+    masks[:, 3], masks[:, 5], outputs[:, 1] = 0, 1, 7.0
+    bias, effects = regress(masks, outputs, penalty)
+    assert effects[:, [3, 5]].abs().max() < 1e-12
+    assert effects[1].abs().max() < 1e-12
+    assert abs(bias[1] - 7.0) < 1e-12
+
+
+def test_regress_answers_in_the_outputs_type() -> None:
+    masks, outputs = _bank(*WIDE)
+    single = regress(masks.float(), outputs.float())
+    assert {t.dtype for t in single} == {torch.float32}
+    torch.testing.assert_close(single[1].double(), regress(masks, outputs)[1], atol=1e-4, rtol=0)
+
+
+# ---- the estimator, on outputs that are linear in the weights ----------------------------------------------------
+def _sum_of_inputs(model: nn.Module, data: Dataset, seed: int) -> nn.Module:
+    """Training after which output j is `target_j . sum of the inputs`, linear in the weights."""
+    inputs, _ = next(iter(DataLoader(data, batch_size=1000)))
+    with torch.no_grad():
+        model.weight[0] = inputs.sum(0)
+        model.weight[1] = seed
+    return model
+
+
+def _linear_setting(n: int = 10) -> Setting:
+    generator = torch.Generator().manual_seed(0)
+    x, t = (torch.randn(k, 3, generator=generator, dtype=torch.float64) for k in (n, 4))
+    algorithm = Custom(_sum_of_inputs, Objective(), "sum of inputs")
+    universe, targets = (x, torch.zeros(n, dtype=torch.long)), (t, torch.zeros(4, dtype=torch.long))
+    return Setting(lambda: nn.Linear(3, 2, bias=False).double(), universe, targets, algorithm, output=_first)
+
+
+def _first(z: Tensor, batch: tuple[Tensor, ...]) -> Tensor:
+    return z[:, 0]
+
+
+EXACT = Ridge(penalty=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.3])
+def test_a_linear_output_function_is_recovered_up_to_its_level(alpha: float) -> None:
+    setting = _linear_setting()
+    truth = setting.probe[0] @ setting.pool[0].T  # (m, n)
+    f_hat = Regression(subsets=40, alpha=alpha, penalty=EXACT).fit(setting)
+    torch.testing.assert_close(f_hat.effects, truth - truth.mean(1, keepdim=True))
+    fresh = random_subsets(10, 7, alpha, seed=9).double()
+    torch.testing.assert_close(f_hat(fresh), Retrain(setting)(fresh))
+
+
+def test_on_regresses_the_same_models_on_other_outputs() -> None:
+    calls: list[int] = []
+
+    def counted(model: nn.Module, data: Dataset, seed: int) -> nn.Module:
+        calls.append(seed)
+        return _sum_of_inputs(model, data, seed)
+
+    base = _linear_setting()
+    algorithm = Custom(counted, Objective(), "counted")
+    setting = Setting(base.model, base.universe, base.targets, algorithm, output=_first)
+    f_hat = Regression(subsets=30, penalty=EXACT, seed=100).fit(setting)
+    assert calls == list(range(100, 130))  # a seed for every run
+
+    other = f_hat.on(setting.pool)
+    truth = setting.pool[0] @ setting.pool[0].T
+    torch.testing.assert_close(other.effects, truth - truth.mean(1, keepdim=True))
+    logits = other.on(output=Logits())
+    assert logits.output_shape == (10, 2)
+    torch.testing.assert_close(logits.effects[::2], other.effects)  # target-major
+    assert len(calls) == 30  # nothing was trained again
+
+
+def test_at_keeps_to_the_chosen_points_and_adds_the_others_to_the_bias() -> None:
+    setting = _linear_setting()
+    x, t = setting.pool[0], setting.probe[0]
+    added = (torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).double(), torch.tensor([0, 1]))
+    weights = torch.tensor([1.0, 0, 1, 0.5, 1, 1, 0, 1, 1, 1])
+    inside = weights > 0
+    f_hat = Regression(subsets=40, penalty=EXACT).fit(setting, at=(weights, added))
+    truth = t @ x.T * inside
+    level = truth.sum(1, keepdim=True) / inside.sum()
+    torch.testing.assert_close(f_hat.effects, (truth - level) * inside)
+    half = torch.zeros(10, dtype=torch.float64).index_fill_(0, inside.nonzero().squeeze(1)[:4], 1.0)
+    torch.testing.assert_close(f_hat(half), t @ (half @ x + added[0].sum(0)))
+
+
+def test_a_seed_repeats_and_two_differ() -> None:
+    first, again, other = (
+        Regression(subsets=8, seed=s).fit(_linear_setting()).effects for s in (0, 0, 1)
+    )  # fewer subsets than points: what is found depends on the draw
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_it_is_not_fitted_to_the_subsets_of_its_own_seed() -> None:
+    fitted = Regression(subsets=50)._masks(torch.ones(12) > 0)
+    assert (fitted.sum(1) == 6).all()
+    assert not torch.equal(fitted, random_subsets(12, 50, 0.5, seed=0))
+
+
+# ---- what bad input gets -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"subsets": 1}, "two subsets"), ({"subsets": 5, "alpha": 0.0}, "alpha"), ({"subsets": 5, "alpha": 1.0}, "alpha")],
+)
+def test_impossible_regressions_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Regression(**arguments)
+
+
+def test_subsets_that_are_all_full_or_empty_are_refused_before_training() -> None:
+    weights = torch.zeros(10).index_fill_(0, torch.tensor([2]), 1.0)
+    with pytest.raises(ValueError, match="all empty or all full"):
+        Regression(subsets=5).fit(_linear_setting(), at=(weights, None))
+
+
+def test_impossible_penalties_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        Ridge(-1.0)
+    with pytest.raises(ValueError, match="above 0"):
+        Lasso(0.0)
+    with pytest.raises(ValueError, match="tolerance"):
+        Lasso(tolerance=0.0)
+
+
+def test_banks_that_cannot_be_regressed_are_refused() -> None:
+    masks, outputs = _bank(*WIDE)
+    with pytest.raises(ValueError, match=r"\(30, 50\) and \(29, 4\)"):
+        regress(masks, outputs[1:])
+    with pytest.raises(ValueError, match="same weights"):
+        regress(masks[:1].expand(30, -1), outputs)
+    outputs[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="retraining 3"):
+        regress(masks, outputs)
