@@ -1,0 +1,1 @@
+"""Applications: tasks over model outputs. They receive output functions and never import an estimator."""

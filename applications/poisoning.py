@@ -1,0 +1,88 @@
+"""Poisoning: what could a few malicious training points do?
+
+    maximise  mean_j f_j(w, (x, y))   over poison inputs x in a box, by gradient ascent through the datamodel,
+
+with f the losses on target examples and y labels that the attacker chooses. Meant for measuring how fragile a training
+set is, and for testing defences.
+
+References: Koh, Steinhardt, Liang, "Stronger Data Poisoning Attacks Break Data Sanitization Defenses", 2018,
+arXiv:1811.00741; Muñoz-González et al., "Towards Poisoning of Deep Learning Algorithms with Back-gradient
+Optimization", 2017, arXiv:1708.08689. Deviation: no sanitisation constraint; pass another feasible set for one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from applications._losses import check_losses
+from recipe import batch as batches
+from recipe.batch import Batch
+from recipe.datamodel import OutputFunction
+from recipe.feasible import Box
+from recipe.problem import Feasible, Maximize, Problem
+from recipe.setting import Setting
+
+
+@dataclass(frozen=True, eq=False)
+class Poisoning:
+    """Added examples that make the mean target loss large.
+
+    Args:
+        start: the poisons to begin with, b of them with their labels, for example `random_label_flips`.
+        feasible: the inputs that are allowed; default the box from 0 to 1.
+        entry: which tensor of a batch is changed: its position in a tuple, its name in a mapping.
+
+    Raises on use:
+        ValueError: the outputs are margins rather than losses, or there is no poison.
+        NotImplementedError: a datamodel that cannot value added examples.
+    """
+
+    start: Batch
+    feasible: Feasible | None = None
+    entry: int | str = 0
+
+    def batch(self, inputs: Tensor) -> Batch:
+        """The poisons with these inputs; the first of them where there are fewer inputs than poisons."""
+        kept = batches.take(self.start, slice(0, len(inputs)))
+        if isinstance(kept, tuple):
+            return tuple(inputs if i == self.entry else t for i, t in enumerate(kept))
+        return {**kept, str(self.entry): inputs}
+
+    def problem(self, f: OutputFunction) -> Problem:
+        """Maximise the mean output; the decision is the poison inputs `(b, ...)`.
+
+        Baselines: no poison ("do nothing"), and the poisons before they are optimised ("start").
+        """
+        check_losses(f, "Poisoning raises")
+        inputs = self.start[self.entry]  # type: ignore[index]
+        if not len(inputs):
+            raise ValueError("Poisoning needs at least one poison to start from; got none.")
+        weights = torch.ones(f.n, dtype=inputs.dtype)
+        return Problem(
+            Maximize(lambda x: f(weights, self.batch(x)).mean()),
+            inputs,
+            self.feasible or Box.between(torch.zeros_like(inputs), torch.ones_like(inputs)),
+            lambda x: (weights, self.batch(x)),
+            {"do nothing": inputs[:0], "start": inputs},
+        )
+
+
+def random_label_flips(setting: Setting, count: int, seed: int = 0) -> Batch:
+    """`count` random training examples, each with a random other label of the universe: the attack without a thought.
+
+    Raises:
+        ValueError: more poisons than training points, or a universe of a single class.
+    """
+    y = batches.labels(setting.pool)
+    classes = y.unique()
+    if len(classes) < 2 or not 1 <= count <= setting.n:
+        raise ValueError(
+            f"Label flips need two classes and between 1 and {setting.n} poisons; got {len(classes)} and {count}."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = batches.take(setting.pool, torch.randperm(setting.n, generator=generator)[:count])
+    rank = torch.searchsorted(classes, batches.labels(chosen))
+    shift = torch.randint(1, len(classes), (count,), generator=generator)
+    flipped = classes[(rank + shift) % len(classes)]
+    return batches.relabel(chosen, flipped)
