@@ -1,0 +1,291 @@
+"""The command line: `recipe demo`, `recipe list`, and the four tasks and the LDS on a setting of yours.
+
+SPEC says where the setting is: `file.py:name` or `module:name`, a `Setting` or a function without arguments that
+returns one. Estimators, solvers and tasks are found by entry point (`recipe.plugins`).
+"""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from recipe import batch as batches
+from recipe import plugins
+from recipe.arguments import read_entry, read_points, read_range, read_size
+from recipe.datamodel import OutputFunction
+from recipe.feasible import Box
+from recipe.lds import lds as score
+from recipe.options import Choice, Options, TaskOptions, command, say, text_of, user_errors
+from recipe.outputs import Loss, TopMargin
+from recipe.problem import Task
+from recipe.random_subsets import random_subsets
+from recipe.record import summary
+from recipe.retrain import Retrain
+from recipe.run import Solution, solve, verify
+from recipe.setting import Measure
+
+app = typer.Typer(
+    help="Write a task over model outputs, plug in a data attribution estimate, solve, verify by really retraining.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+INFLUENCE, TOP_K = Choice("influence"), Choice("top-k")
+DEFAULTS = {  # of a task: estimator and solver
+    "select": (INFLUENCE, TOP_K),
+    "unlearn": (Choice("newton-step", ("curvature=GaussNewton()",)), Choice("convex")),
+    "poison": (INFLUENCE, Choice("gradient-ascent", ("lr=0.05", "steps=50"))),
+    "debug": (INFLUENCE, TOP_K),
+}
+
+
+# ---- a task on a setting -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Job:
+    """A task to solve on a setting: all that is known before anything is trained.
+
+    Args:
+        options: what the user asked for.
+        kind: the task's class.
+        estimator: what fits the datamodel.
+        solver: what solves the problem.
+        f: the true outputs, measured as the task wants.
+    """
+
+    options: TaskOptions
+    kind: Any
+    estimator: Any
+    solver: Any
+    f: Retrain
+
+    @classmethod
+    def of(cls, name: str, options: TaskOptions, output: Measure | None = None) -> "Job":
+        """Everything that the task needs; `output` is what it measures, default the setting's own."""
+        kind = plugins.find(plugins.TASKS, name)
+        by_default, solver_by_default = DEFAULTS[name]
+        solver = solver_by_default.build(plugins.SOLVERS, options.solver, options.solver_assignments)
+        estimator, f = options.prepare(by_default)
+        return cls(options, kind, estimator, solver, f.on(output=output))
+
+    @property
+    def helpers(self) -> Any:
+        """The module that the task lives in, and with it what goes with the task."""
+        return importlib.import_module(self.kind.__module__)
+
+    def announce(self, sets: int, before: int = 0) -> None:
+        """Say what it will cost.
+
+        Args:
+            sets: how many training sets a verification retrains.
+            before: how many of these models are trained before the datamodel is fitted.
+        """
+        seeds = self.options.seeds
+        refits = getattr(self.solver, "refit", None) or 0
+        later = max(0, seeds * sets - before)
+        fitted = _models(self.estimator, self.f) * (1 + refits)
+        _announce(self.f, {"to start from": before, f"to fit {_name(self.estimator)}": fitted, "to verify": later})
+
+    def answer(self, task: Task) -> tuple[OutputFunction, Solution, dict[str, Any]]:
+        """Fit, solve and verify: the datamodel, the solution and the parts of a report."""
+        f_hat = self.estimator.fit(self.f.setting)
+        try:
+            solution = solve(task, f_hat, self.solver, self.estimator, self.f.setting)
+        except TypeError as error:  # a solver that was made for other decisions
+            raise ValueError(f"{_name(self.solver)} cannot solve {_name(task)}: {error}") from error
+        parts = {"solution": solution, "verification": verify(solution, self.f) if self.options.seeds else None}
+        return f_hat, solution, parts
+
+
+@command(app, "select")
+def select(
+    options: TaskOptions,
+    size: Annotated[str, typer.Option(metavar="K", help="How many points: 300, 0.3 of all, or fewest:most.")],
+) -> str:
+    """Choose the training points that make the targets' losses small."""
+    job = Job.of("select", options, Loss())
+    task = job.kind(size=read_size(size, job.f.n))
+    job.announce(_sets(task, job.f))
+    _, solution, parts = job.answer(task)
+    return options.report({**parts, "chosen": _where(solution.decision == 1)})
+
+
+@command(app, "unlearn")
+def unlearn(
+    options: TaskOptions,
+    forget: Annotated[str, typer.Option(metavar="POINTS", help="What to forget: 0-9,17 or a .npy file of indices.")],
+) -> str:
+    """Predict the outputs of the model of seed 0, had it never seen some points."""
+    job = Job.of("unlearn", options)
+    points = read_points(forget)
+    job.kind(points, torch.empty(0)).retained(job.f.n)  # refuses a bad forget set before anything is trained
+    job.announce(sets=2, before=1)
+    deployed = job.f.with_seeds([0])(torch.ones(job.f.n))
+    return options.report(job.answer(job.kind(points, deployed))[2])
+
+
+@command(app, "poison")
+def poison(
+    options: TaskOptions,
+    count: Annotated[int, typer.Option(help="How many poisons; they start as random training points, relabelled.")],
+    seed: Annotated[int, typer.Option(help="Of the points and labels to start from.")] = 0,
+    allowed: Annotated[
+        str | None, typer.Option("--range", metavar="LO:HI", help="Of the inputs; default what the universe spans.")
+    ] = None,
+    entry: Annotated[str, typer.Option(help="Which inputs: a position in the batch, or a name.")] = "0",
+) -> str:
+    """Find training points to add that make the targets' losses large."""
+    job = Job.of("poison", options, Loss())
+    start = job.helpers.random_label_flips(job.f.setting, count, seed)
+    key: Any = read_entry(entry, start)
+    universe: Any = job.f.setting.pool
+    low, high = read_range(allowed) if allowed else (float(universe[key].min()), float(universe[key].max()))
+    box = Box.between(torch.full_like(start[key], low), torch.full_like(start[key], high))
+    task = job.kind(start, box, key)
+    job.announce(_sets(task, job.f))
+    return options.report(job.answer(task)[2])
+
+
+@command(app, "debug")
+def debug(
+    options: TaskOptions,
+    target: Annotated[int, typer.Option(help="Which target's prediction.")],
+    remove: Annotated[int, typer.Option(help="How many training points may be removed at most.")],
+    show: Annotated[int, typer.Option(min=1, help="How many helpful and harmful points to show.")] = 5,
+) -> str:
+    """Find the training points that hold a prediction up, and see whether it flips without them."""
+    job = Job.of("debug", options, TopMargin())
+    if not 0 <= target < job.f.output_shape[0]:
+        raise ValueError(f"Expected a target from 0 to {job.f.output_shape[0] - 1}; got {target}.")
+    task = job.kind(target, remove)
+    job.announce(_sets(task, job.f), before=len(job.f.seeds))
+    predicted = job.helpers.as_predicted(job.f)
+    job = replace(job, f=job.f.on(predicted, TopMargin()))
+    f_hat, solution, parts = job.answer(task)
+    blame = job.helpers.blame(f_hat, target, show)
+    finding = Finding(
+        predicted=int(batches.labels(predicted)[target]),
+        helpful={i: float(blame.effects[i]) for i in blame.helpful.tolist()},
+        harmful={i: float(blame.effects[i]) for i in blame.harmful.tolist()},
+        removed=_where(solution.decision == 0),
+        flipped=parts["verification"].actual.mean < 0 if options.seeds else None,
+    )
+    return options.report({**parts, "finding": finding})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What debugging found about a prediction.
+
+    Args:
+        predicted: the label that the model predicts.
+        helpful: the points that hold it up most, with the effect of each on the margin of the prediction.
+        harmful: the points that pull it down most.
+        removed: the points of the solution.
+        flipped: whether retraining without them predicts another label; None where it was not tried.
+    """
+
+    predicted: int
+    helpful: Mapping[int, float]
+    harmful: Mapping[int, float]
+    removed: Sequence[int]
+    flipped: bool | None
+
+    def __str__(self) -> str:
+        outcome = {True: "flips", False: "does not flip", None: "was not tried on"}[self.flipped]
+        rows = [f"predicted label {self.predicted}; removing {len(self.removed)} points {outcome} it"]
+        for title, points in (("most helpful", self.helpful), ("most harmful", self.harmful)):
+            rows += [title, *(f"  point {i:>6}  effect {effect:+.4g}" for i, effect in points.items())]
+        return "\n".join([*rows, text_of("removed", self.removed)])
+
+
+# ---- other commands ------------------------------------------------------------------------------------------------
+@command(app, "lds")
+def lds(
+    options: Options,
+    subsets: Annotated[int, typer.Option(min=3, help="How many random subsets to retrain on.")] = 50,
+    alpha: Annotated[float, typer.Option(help="The share of the points in a subset.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the subsets.")] = 0,
+) -> str:
+    """Score an estimator: does it rank subsets as retraining does, and on the right scale?"""
+    if not options.seeds:
+        raise ValueError("The LDS compares with retraining, so it needs at least one seed; got --seeds 0.")
+    estimator, f = options.prepare(INFLUENCE)
+    drawn = random_subsets(f.n, subsets, alpha, seed)
+    fitted = _models(estimator, f)
+    _announce(f, {f"to fit {_name(estimator)}": fitted, "to compare with": subsets * options.seeds})
+    return options.report({"lds": score(estimator.fit(f.setting), f, drawn)})
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where solutions and report.html go.")] = Path("runs/demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds to retrain with.")] = 5,
+) -> None:
+    """Run all four tasks on handwritten digits."""
+    with user_errors():
+        importlib.import_module("recipe.demo").run(out, overwrite, seeds)
+
+
+@app.command("list")
+def installed(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+) -> None:
+    """Show the installed estimators, tasks and solvers."""
+    found = {f"{noun}s": _described(group) for group, noun in plugins.NOUNS.items()}
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n\n".join(_listed(*one) for one in found.items()))
+
+
+def _described(group: str) -> dict[str, dict[str, str]]:
+    return {n: {"class": e.value, "about": _about(group, n)} for n, e in plugins.available(group).items()}
+
+
+def _about(group: str, name: str) -> str:
+    try:
+        return plugins.about(plugins.find(group, name))
+    except ValueError as error:  # one broken plug-in does not hide the others
+        return str(error)
+
+
+def _listed(title: str, entries: Mapping[str, Mapping[str, str]]) -> str:
+    width = max((len(name) for name in entries), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {entry['about']}" for name, entry in entries.items())])
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+def _announce(f: Retrain, runs: Mapping[str, int]) -> None:
+    """The size of the setting, and how many models will be trained for what."""
+    models = ", ".join(f"{count} {why}" for why, count in runs.items() if count) or "none"
+    say(f"n = {f.n} training points, m = {f.m} outputs, p = {f.setting.p} parameters. Models to train: {models}.")
+
+
+def _models(estimator: Any, f: Retrain) -> int:
+    """How many models a fit trains, by the names that estimators give these numbers."""
+    known = summary(estimator) if is_dataclass(estimator) else {}
+    models = 0 if f.setting.checkpoints else known.get("models", 0)
+    return int(models + known.get("subsets", 0))
+
+
+def _name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _sets(task: Task, f: Retrain) -> int:
+    """How many training sets a verification retrains: the solution's and the baselines'. Raises where `f` does not fit.
+
+    A baseline that is a function trains its decision, and what it looks at, which another baseline trains anyway.
+    """
+    baselines = task.problem(f).baselines.values()
+    return 1 + sum(1 if isinstance(b, Tensor) or callable(b) else len(b) for b in baselines)
+
+
+def _where(chosen: Tensor) -> list[int]:
+    return [int(i) for i in chosen.nonzero().squeeze(1)]
