@@ -241,7 +241,7 @@ def _runs_at_once(algorithm: Minibatch, setting: Setting, data: Batch, batch: in
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    one = batches.take(data, slice(0, batch))
+    one = batches.take(data, torch.arange(batch, device=setting.device))  # a copy: a view's storage is the universe
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         setting.losses(theta, one, training=True)
     # Twice what is kept: the backward pass holds about as much again.
