@@ -1,9 +1,11 @@
 """Data selection: which training points make the targets' losses small?
 
-    minimise  mean_j f_j(w)   over subsets w of the wanted size (per group, within a budget),
+    minimise  mean_j loss(f_j(w))   over subsets w of the wanted size (per group, within a budget),
 
-with f the losses on target examples (Engstrom, Feldmann, Madry, "DsDm: Model-Aware Dataset Selection with Datamodels",
-2024, arXiv:2401.12926). A linear datamodel makes it a sum over points, so that the best subset is a top-k.
+with f the losses on target examples, or their margins, `loss = log(1 + exp(-margin))`. A linear datamodel of losses
+makes it a sum over points, so that the best subset is a top-k.
+
+Reference: Engstrom, Feldmann, Madry, "DsDm: Model-Aware Dataset Selection with Datamodels", 2024, arXiv:2401.12926.
 
 The targets are what is optimised: measure the gain on other examples, `f.on(test, Correct())`.
 """
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from applications._losses import check_losses
+from applications._target_loss import target_loss
 from recipe.datamodel import OutputFunction
 from recipe.feasible import Subset
 from recipe.outputs import Loss
@@ -35,7 +37,7 @@ class DataSelection:
         seed: of the random baseline.
 
     Raises on use:
-        ValueError: the outputs are margins rather than losses, or no subset is allowed.
+        ValueError: no subset is allowed.
 
     Example:
         >>> import torch
@@ -54,14 +56,13 @@ class DataSelection:
     seed: int = 0
 
     def problem(self, f: OutputFunction) -> Problem:
-        """Minimise the mean output; the decision is `(n,)` zeros and ones.
+        """Minimise the mean target loss; the decision is `(n,)` zeros and ones.
 
         Baselines: everything ("do nothing"), random subsets, and the points of lowest loss under a model trained on
         everything, the filter that needs no attribution.
         """
-        check_losses(f, "DataSelection minimises")
         feasible = Subset(f.n, self.size, groups=self.groups, quotas=self.quotas, costs=self.costs, budget=self.budget)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, loss = torch.Generator().manual_seed(self.seed), target_loss(f)
 
         def lowest_loss(true: OutputFunction) -> Tensor:
             assert true.setting is not None
@@ -73,4 +74,4 @@ class DataSelection:
             "random": [feasible.sample(generator) for _ in range(self.draws)],
             **({} if f.setting is None else {"lowest loss": lowest_loss}),
         }
-        return Problem(Minimize(lambda w: f(w).mean()), torch.ones(f.n), feasible, lambda w: (w, None), baselines)
+        return Problem(Minimize(lambda w: loss(f(w)).mean()), torch.ones(f.n), feasible, lambda w: (w, None), baselines)

@@ -1,9 +1,9 @@
 """Poisoning: what could a few malicious training points do?
 
-    maximise  mean_j f_j(w, (x, y))   over poison inputs x in a box, by gradient ascent through the datamodel,
+    maximise  mean_j loss(f_j(w, (x, y)))   over poison inputs x in a box, by gradient ascent through the datamodel,
 
-with f the losses on target examples and y labels that the attacker chooses. Meant for measuring how fragile a training
-set is, and for testing defences.
+with f the losses on target examples, or their margins, and y labels that the attacker chooses. Meant for measuring
+how fragile a training set is, and for testing defences.
 
 References: Koh, Steinhardt, Liang, "Stronger Data Poisoning Attacks Break Data Sanitization Defenses", 2018,
 arXiv:1811.00741; Muñoz-González et al., "Towards Poisoning of Deep Learning Algorithms with Back-gradient
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from applications._losses import check_losses
+from applications._target_loss import target_loss
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
@@ -34,7 +34,7 @@ class Poisoning:
         entry: which tensor of a batch is changed: its position in a tuple, its name in a mapping.
 
     Raises on use:
-        ValueError: the outputs are margins rather than losses, or there is no poison.
+        ValueError: there is no poison.
         NotImplementedError: a datamodel that cannot value added examples.
     """
 
@@ -50,17 +50,16 @@ class Poisoning:
         return {**kept, str(self.entry): inputs}
 
     def problem(self, f: OutputFunction) -> Problem:
-        """Maximise the mean output; the decision is the poison inputs `(b, ...)`.
+        """Maximise the mean target loss; the decision is the poison inputs `(b, ...)`.
 
         Baselines: no poison ("do nothing"), and the poisons before they are optimised ("start").
         """
-        check_losses(f, "Poisoning raises")
         inputs = self.start[self.entry]  # type: ignore[index]
         if not len(inputs):
             raise ValueError("Poisoning needs at least one poison to start from; got none.")
-        weights = torch.ones(f.n, dtype=inputs.dtype)
+        weights, loss = torch.ones(f.n, dtype=inputs.dtype), target_loss(f)
         return Problem(
-            Maximize(lambda x: f(weights, self.batch(x)).mean()),
+            Maximize(lambda x: loss(f(weights, self.batch(x))).mean()),
             inputs,
             self.feasible or Box.between(torch.zeros_like(inputs), torch.ones_like(inputs)),
             lambda x: (weights, self.batch(x)),

@@ -25,6 +25,7 @@ from recipe import (
     GradientAscent,
     Greedy,
     Loss,
+    Newton,
     OutputFunction,
     Retrain,
     Setting,
@@ -46,7 +47,7 @@ def selection(model: Callable, algorithm: object, estimator: object, solver: obj
     found: dict[str, list[float]] = {}
     for draw in DRAWS:
         train, flipped = flip_labels(DIGITS.train, 0.3, seed=draw)
-        setting = Setting(model, train, DIGITS.targets, algorithm, output=Loss())  # type: ignore[arg-type]
+        setting = Setting(model, train, DIGITS.targets, algorithm)  # type: ignore[arg-type]
         f = Retrain(setting, seeds=range(5))
         accuracy = f.on(DIGITS.test, Correct())
         task = DataSelection(size=300, seed=draw)
@@ -70,10 +71,10 @@ def selection(model: Callable, algorithm: object, estimator: object, solver: obj
 def show_selection() -> None:
     """Logistic regression and MLP, one shot and in steps."""
     cases = [
-        ("logistic", logistic, LOGISTIC_SGD, Influence(models=5), TopK()),
-        ("logistic", logistic, LOGISTIC_SGD, Influence(models=5), Greedy(refit=5)),
-        ("MLP", mlp, MLP_SGD, Influence(models=5, **CURVATURE), TopK()),
-        ("MLP", mlp, MLP_SGD, Influence(models=5, **CURVATURE), Greedy(refit=5)),
+        ("logistic", logistic, LOGISTIC_SGD, Influence(), TopK()),
+        ("logistic", logistic, LOGISTIC_SGD, Influence(), Greedy(refit=10)),
+        ("MLP", mlp, MLP_SGD, Influence(models=5, inverse=CG(tolerance=0.1)), TopK()),
+        ("MLP", mlp, MLP_SGD, Influence(models=5, inverse=CG(tolerance=0.1)), Greedy(refit=4)),
     ]
     rows = []
     for name, model, algorithm, estimator, solver in cases:
@@ -110,10 +111,11 @@ def unlearning(setting: Setting, estimators: dict[str, OutputFunction], oracles:
 def show_unlearning() -> None:
     """Logistic regression (weight decay 1e-2) and MLP."""
     cases = []
-    setting = Setting(logistic, DIGITS.train, DIGITS.targets, LOGISTIC_SGD)
-    tangent, step = Influence(models=5).fit(setting), NewtonStep().fit(setting)
-    datamodels = {"influence": tangent, "size-corrected": SizeCorrected(tangent), "Newton step": step}
-    cases.append(("logistic, 100 oracles", unlearning(setting, datamodels, oracles=100)))
+    for name, algorithm, oracles in (("exact", Newton(l2=1e-2), 2), ("SGD", LOGISTIC_SGD, 400)):
+        setting = Setting(logistic, DIGITS.train, DIGITS.targets, algorithm)
+        tangent, step = Influence().fit(setting), NewtonStep().fit(setting)
+        datamodels = {"influence": tangent, "size-corrected": SizeCorrected(tangent), "Newton step": step}
+        cases.append((f"logistic, {name}, {oracles} oracles", unlearning(setting, datamodels, oracles)))
     setting = Setting(mlp, DIGITS.train, DIGITS.targets, MLP_SGD)
     tangent = Influence(models=5, **CURVATURE).fit(setting)
     step = NewtonStep(curvature=GaussNewton(), models=5, **CURVATURE).fit(setting)

@@ -7,6 +7,8 @@ Everything is a vector over the p trained parameters, and every sum is the one t
 Models are evaluated in eval mode: dropout off, running statistics fixed.
 """
 
+import contextlib
+import importlib
 import math
 import warnings
 from collections.abc import Callable
@@ -20,6 +22,12 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.setting import Parameters, Setting
+
+with warnings.catch_warnings(), contextlib.suppress(ImportError):
+    # torch's own forward-mode rules use its deprecated `torch.jit.script`; load them here, so that no user is warned of
+    # what is not theirs.
+    warnings.simplefilter("ignore")
+    importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 BLOCK_BYTES = 2**28  # of gradients or activations that are held at once
 

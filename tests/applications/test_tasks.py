@@ -95,10 +95,19 @@ def test_selection_keeps_quotas():
     assert counts.sum() == 12
 
 
-@pytest.mark.parametrize("task", [DataSelection(size=5), Poisoning((torch.zeros(1, 2), torch.tensor([0])))], ids=repr)
-def test_tasks_over_losses_refuse_margins(task):
-    with pytest.raises(ValueError, match=r"outputs are Margin\(\).*`output=Loss\(\)`"):
-        task.problem(Influence().fit(MARGINS))
+@pytest.mark.parametrize("setting", [LOSSES, MARGINS], ids=["losses", "margins"])
+def test_selection_helps_and_poisons_hurt_whatever_is_measured(setting):
+    """Losses through predicted margins are losses: the objective is the same number for both, when f is true."""
+    by_losses, by_margins = (DataSelection(size=20).problem(Retrain(s)) for s in (LOSSES, MARGINS))
+    assert by_losses.value(ONES) == pytest.approx(by_margins.value(ONES))
+    f_hat, f, half = Influence().fit(setting), Retrain(LOSSES), torch.ones(40)
+    chosen = solve(DataSelection(size=20), f_hat, TopK()).decision
+    randoms = DataSelection(size=20, draws=20).problem(f).baselines["random"]
+    assert f(chosen).mean() < torch.stack([f(draw).mean() for draw in randoms]).mean()
+    start = random_label_flips(setting, 2, seed=1)
+    task = Poisoning(start, Box(start[0], torch.full_like(start[0], 1.0)))
+    poisons = solve(task, f_hat, GradientAscent(lr=0.1, steps=40)).decision
+    assert f(half, task.batch(poisons)).mean() > f(half, start).mean() > f(half).mean()
 
 
 def errors_of_unlearning():
