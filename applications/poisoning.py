@@ -30,8 +30,10 @@ class Poisoning:
 
     Args:
         start: the poisons to begin with, b of them with their labels, for example `random_label_flips`.
-        feasible: the inputs that are allowed; default the box from 0 to 1.
+        feasible: the inputs that are allowed; default the box from the universe's least to its largest value.
         entry: which tensor of a batch is changed: its position in a tuple, its name in a mapping.
+        draws: how many random poisons the baseline averages over.
+        seed: of the random baseline.
 
     Raises on use:
         ValueError: there is no poison.
@@ -41,6 +43,8 @@ class Poisoning:
     start: Batch
     feasible: Feasible | None = None
     entry: int | str = 0
+    draws: int = 3
+    seed: int = 0
 
     def batch(self, inputs: Tensor) -> Batch:
         """The poisons with these inputs; the first of them where there are fewer inputs than poisons."""
@@ -52,19 +56,32 @@ class Poisoning:
     def problem(self, f: OutputFunction) -> Problem:
         """Maximise the mean target loss; the decision is the poison inputs `(b, ...)`.
 
-        Baselines: no poison ("do nothing"), and the poisons before they are optimised ("start").
+        Baselines: no poison ("do nothing"), random allowed inputs with the same labels ("random"), and the poisons
+        before they are optimised ("start").
         """
         inputs = self.start[self.entry]  # type: ignore[index]
         if not len(inputs):
             raise ValueError("Poisoning needs at least one poison to start from; got none.")
+        feasible = self.feasible or _range_of(inputs if f.setting is None else f.setting.pool[self.entry], inputs)  # type: ignore[index]
+        generator = torch.Generator().manual_seed(self.seed)
         weights, loss = torch.ones(f.n, dtype=inputs.dtype), target_loss(f)
         return Problem(
             Maximize(lambda x: loss(f(weights, self.batch(x))).mean()),
             inputs,
-            self.feasible or Box.between(torch.zeros_like(inputs), torch.ones_like(inputs)),
+            feasible,
             lambda x: (weights, self.batch(x)),
-            {"do nothing": inputs[:0], "start": inputs},
+            {
+                "do nothing": inputs[:0],
+                "random": [feasible.sample(generator) for _ in range(self.draws)],
+                "start": inputs,
+            },
         )
+
+
+def _range_of(known: Tensor, inputs: Tensor) -> Box:
+    """The box, of the shape of `inputs`, from the least to the largest value of known ones."""
+    low, high = (float(value) for value in known.aminmax())
+    return Box.between(torch.full_like(inputs, low), torch.full_like(inputs, high))
 
 
 def random_label_flips(setting: Setting, count: int, seed: int = 0) -> Batch:
@@ -82,6 +99,6 @@ def random_label_flips(setting: Setting, count: int, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     chosen = batches.take(setting.pool, torch.randperm(setting.n, generator=generator)[:count])
     rank = torch.searchsorted(classes, batches.labels(chosen))
-    shift = torch.randint(1, len(classes), (count,), generator=generator)
+    shift = torch.randint(1, len(classes), (count,), generator=generator).to(rank)
     flipped = classes[(rank + shift) % len(classes)]
     return batches.relabel(chosen, flipped)

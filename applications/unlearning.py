@@ -71,16 +71,18 @@ class Unlearning:
     def problem(self, f: OutputFunction) -> Problem:
         """Minimise the mean squared distance of outputs `(m,)`, the decision, from the wanted ones.
 
-        Baseline: the deployed outputs ("do nothing").
+        Baselines: the deployed outputs ("do nothing"), and what retraining without as many random points gives
+        ("random"): has it mattered which points are forgotten?
         """
         w = self.retained(f.n)
+        other = w[torch.randperm(f.n, generator=torch.Generator().manual_seed(0))]
         wanted = self.wanted(f)
         return Problem(
             Minimize(lambda u: ((u - wanted) ** 2).mean()),
             self.deployed,
             Free(tuple(self.deployed.shape)),
             lambda u: (w, None),
-            {"do nothing": self.deployed},
+            {"do nothing": self.deployed, "random": lambda true: self.deployed + true(other) - true(torch.ones(f.n))},
         )
 
 

@@ -60,7 +60,7 @@ def selection(model: Callable, algorithm: object, estimator: object, solver: obj
             "lowest loss": baselines["lowest loss"](f)[None],  # type: ignore[operator]
             "full pool (do nothing)": torch.ones(1, 1000),
             "random of the known-clean": torch.zeros(1, 1000).index_fill(
-                1, clean[torch.randperm(len(clean))[:300]], 1.0
+                1, clean[torch.randperm(len(clean), generator=torch.Generator().manual_seed(draw))[:300]], 1.0
             ),
         }
         for name, weights in rows.items():

@@ -103,6 +103,7 @@ def _datamodel(setting: Setting, tangents: list[_Tangent], weights: Tensor, adde
     queries = [t.inverse(calculus.output_gradients(setting, t.theta)) for t in tangents]  # (m, p) each
 
     def effect(batch: Batch) -> Tensor:
+        batch = setting.check_added(batch)
         parts = [q @ t.moves(setting, batch).T for q, t in zip(queries, tangents, strict=True)]
         return torch.stack(parts).mean(0)  # (m, b)
 
@@ -125,7 +126,7 @@ def _moved(setting: Setting, tangent: _Tangent, change: Tensor, old: Batch | Non
     """Parameters after a change of the weights and of the added examples, to first order."""
     with torch.no_grad():
         parts = calculus.blocks(setting, setting.pool)
-        shares = change.to(setting.dtype).split([batches.size(part) for part in parts])
+        shares = change.to(tangent.total).split([batches.size(part) for part in parts])
         move = sum(share @ tangent.moves(setting, part) for share, part in zip(shares, parts, strict=True))
         for sign, batch in ((1, new), (-1, old)):
             if batch is not None and batches.size(batch):

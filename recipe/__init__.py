@@ -7,13 +7,13 @@ Signs and scale: `effects[j, i]` is the change of output j, in its own unit, as 
 from recipe.algorithms import SGD, AdamW, Algorithm, Custom, Objective
 from recipe.batch import Batch
 from recipe.calculus import CG, Dense, GaussNewton, Hessian
-from recipe.datamodel import LinearDatamodel, OutputFunction, SizeCorrected, records_origin
+from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, SizeCorrected, records_origin
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.lds import LDS, lds
 from recipe.losses import CrossEntropy, SquaredError
 from recipe.newton import Newton
 from recipe.outputs import Correct, Logits, Loss, Margin, TopMargin
-from recipe.problem import Maximize, Minimize, Problem, Solver, Task
+from recipe.problem import Feasible, Maximize, Minimize, Problem, Solver, Task
 from recipe.random_subsets import random_subsets
 from recipe.retrain import Retrain
 from recipe.run import Solution, Verification, solve, verify
@@ -37,6 +37,8 @@ __all__ = [
     "Custom",
     "Dense",
     "DivergedError",
+    "Estimator",
+    "Feasible",
     "Forward",
     "Free",
     "GaussNewton",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, StackDataset
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.setting import Parameters, Setting
-from recipe.training import Minibatch, progress, stack
+from recipe.training import DivergedError, Minibatch, progress, stack
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,14 @@ class Custom:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self.fn(setting.module(setting.initial(seed)).to(setting.device), dataset, seed)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"The training loop {self.name!r} must return the trained model; it returned {model!r}.")
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        if not all(t.isfinite().all() for t in state.values()):
+            raise DivergedError(
+                f"The training loop {self.name!r} with seed {seed} returned parameters that are not finite. Lower its "
+                "learning rate, or look for NaN in the training examples."
+            )
         return {name: t.detach().clone() for name, t in state.items()}
 
     def train_many(

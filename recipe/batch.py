@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -79,7 +80,7 @@ def materialise(data: Any, collate: Callable[[list[Any]], Any] = default_collate
     """All examples of `data` as one batch of tensors.
 
     Args:
-        data: a tuple or mapping of tensors, or anything map-style with `len` and integer indices
+        data: a tuple or mapping of tensors or arrays, or anything map-style with `len` and integer indices
             (a torch `Dataset`, a `datasets.Dataset` with `.with_format("torch")`).
         collate: what makes a batch of a list of examples; not called for tensors.
         what: how to call the data in an error.
@@ -90,6 +91,7 @@ def materialise(data: Any, collate: Callable[[list[Any]], Any] = default_collate
     >>> size(materialise((torch.zeros(4, 2), torch.zeros(4))))
     4
     """
+    data = _arrays_as_tensors(data)
     batch = _canonical(data) if _is_batch(data) else _read(data, collate, what)
     lengths = {len(t) for t in tensors(batch)}
     if len(lengths) != 1:
@@ -117,8 +119,16 @@ def content_hash(batch: Batch) -> str:
 
 def describe(batch: Batch) -> str:
     """Shapes and types in one line, for errors."""
-    pairs = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
+    pairs = sorted(batch.items()) if isinstance(batch, Mapping) else enumerate(batch)
     return ", ".join(f"{name}: {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in pairs)
+
+
+def _arrays_as_tensors(data: Any) -> Any:
+    if isinstance(data, Mapping) and data and all(isinstance(a, (Tensor, np.ndarray)) for a in data.values()):
+        return {name: torch.as_tensor(a) for name, a in data.items()}
+    if isinstance(data, (tuple, list)) and data and all(isinstance(a, (Tensor, np.ndarray)) for a in data):
+        return tuple(torch.as_tensor(a) for a in data)
+    return data
 
 
 def _is_batch(data: Any) -> bool:

@@ -249,7 +249,7 @@ class CG:
             new = r[active].square().sum(1)
             d[active] = r[active] + (new / rr[active])[:, None] * direction
             rr[active] = new
-        worst = float((rr / b.square().sum(1)).max().sqrt())
+        worst = float((rr / b.square().sum(1)).nan_to_num(0).max().sqrt())  # 0 / 0: nothing to solve
         if worst > self.tolerance:
             warnings.warn(
                 f"Conjugate gradients did not converge: relative residual {worst:.1e} after "

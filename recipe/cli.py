@@ -126,7 +126,7 @@ def unlearn(
     job = Job.of("unlearn", options)
     points = read_points(forget)
     job.kind(points, torch.empty(0)).retained(job.f.n)  # refuses a bad forget set before anything is trained
-    job.announce(sets=2, before=1)
+    job.announce(sets=3, before=1)  # everything, without the forget set, without as many random points
     deployed = job.f.with_seeds([0])(torch.ones(job.f.n))
     return options.report(job.answer(job.kind(points, deployed))[2])
 

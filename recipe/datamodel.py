@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.batch import Batch
-from recipe.setting import Measure, Parameters, Setting
+from recipe.setting import Measure, Parameters, Setting, check_values
 
 BLOCK_BYTES = 2**26  # of effects that are held at once while streaming
 
@@ -51,15 +51,23 @@ def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
     return recorded
 
 
+class Estimator(Protocol):
+    """A frozen dataclass with `fit(setting, at=None) -> OutputFunction`; `at = (weights, added)`: where."""
+
+    def fit(self, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> "OutputFunction":
+        """A datamodel of the setting's outputs."""
+
+
 class OutputFunction(ABC):
     """Outputs as a function of the training set.
 
-    `n` training points, outputs of `output_shape` (targets, or targets x C), flattened target-major to `m`; `origin`
-    says which estimator and setting a datamodel comes from, where it comes from one.
+    `n` training points, outputs of `output_shape` (targets, or targets x C), flattened target-major to `m`; `seeds`
+    of the retrainings behind true outputs; `origin`, the estimator and setting that a datamodel comes from, if any.
     """
 
     n: int
     output_shape: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
     origin: Origin | None = None
 
     @property
@@ -163,11 +171,14 @@ class LinearDatamodel(OutputFunction):
         """Predicted outputs `(..., m)`; a cvxpy variable `(n,)` gives a cvxpy expression.
 
         Raises:
-            ValueError: weights of another length.
+            ValueError: weights of another length, negative, NaN or infinite.
             NotImplementedError: added examples, and this datamodel has no `effect`.
         """
+        weights = torch.as_tensor(weights) if isinstance(weights, (list, tuple)) else weights
         if tuple(weights.shape[-1:]) != (self.n,):
             raise ValueError(f"Expected weights of shape (..., {self.n}); got {tuple(weights.shape)}.")
+        if isinstance(weights, (Tensor, np.ndarray)):
+            check_values(torch.as_tensor(weights))
         constant = self.bias
         if added is not None and batches.size(added):
             constant = constant + self._effect(added).sum(1)
@@ -198,24 +209,46 @@ class SizeCorrected(OutputFunction):
     """`f_hat(1) + (f_hat(w, added) - f_hat(1)) * n / W`, with W the total weight, added examples included.
 
     Why: with a mean loss, leaving k of n points out moves the parameters by a sum over the points divided by the weight
-    that *remains*, while the tangent at full weights divides by n, and so underestimates changes by about n / W.
+    that *remains*, while the tangent at full weights divides by n, and so underestimates changes by about n / W. Where
+    the datamodel was linearised elsewhere (`fit(setting, at)`), that point takes the place of full weights.
+
+    Args:
+        f_hat: a tangent datamodel of an algorithm that minimises a mean loss, such as `Influence` fits.
     """
 
     def __init__(self, f_hat: OutputFunction) -> None:
         self.f_hat = f_hat
-        self.origin = f_hat.origin
         self.n, self.output_shape = f_hat.n, f_hat.output_shape
-        self._full = f_hat(torch.ones(f_hat.n)).detach()
+        at = f_hat.origin.at if f_hat.origin is not None else None
+        anchor = (torch.ones(f_hat.n), None) if at is None else at
+        self._anchor, self._weight = f_hat(*anchor).detach(), _total(*anchor)
+        if f_hat.origin is not None:
+            self.origin = replace(f_hat.origin, estimator=SizeCorrecting(f_hat.origin.estimator))
 
     def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:
         """Predicted outputs `(..., m)`; not linear in the weights."""
-        weights = torch.as_tensor(weights)
-        total = weights.sum(-1, keepdim=True) + (0 if added is None else batches.size(added))
-        return self._full + (self.f_hat(weights, added) - self._full) * self.n / total
+        scale = self._weight / _total(torch.as_tensor(weights), added).to(self._anchor)
+        return self._anchor + (self.f_hat(weights, added) - self._anchor) * scale
 
     def on(self, targets: Any = None, output: Measure | None = None) -> "SizeCorrected":
         """See `OutputFunction.on`."""
         return SizeCorrected(self.f_hat.on(targets, output))
+
+
+@dataclass(frozen=True)
+class SizeCorrecting:
+    """The estimator behind `SizeCorrected`: fits another one and corrects it, so that a refit is corrected too."""
+
+    estimator: Any
+
+    def fit(self, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> SizeCorrected:
+        """Fit and correct."""
+        return SizeCorrected(self.estimator.fit(setting, at))
+
+
+def _total(weights: Tensor, added: Batch | None) -> Tensor:
+    """The total weight `(..., 1)`, added examples included."""
+    return weights.sum(-1, keepdim=True) + (0 if added is None else batches.size(added))
 
 
 def same_origin(
@@ -232,7 +265,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, effects: Tensor | np.ndarray, bias: Tensor) -> Tensor:
-        ctx.effects, ctx.like, ctx.shape, ctx.dtype = effects, bias, weights.shape, weights.dtype
+        ctx.effects, ctx.like, ctx.shape = effects, bias, weights.shape
+        ctx.dtype, ctx.device = weights.dtype, weights.device
         out = bias.new_zeros((*weights.shape[:-1], len(bias)))
         for columns, block in _blocks(effects, bias):
             out += weights[..., columns].to(bias) @ block.T
@@ -243,7 +277,7 @@ class _Product(torch.autograd.Function):
         out = gradient.new_empty(ctx.shape, dtype=ctx.dtype)
         for columns, block in _blocks(ctx.effects, ctx.like):
             out[..., columns] = (gradient @ block).to(ctx.dtype)
-        return out, None, None
+        return out.to(ctx.device), None, None
 
 
 def _blocks(effects: Tensor | np.ndarray, like: Tensor) -> Any:

@@ -7,7 +7,7 @@ people care about is measured on digits that neither the pool nor the targets co
 import importlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,7 @@ def run(
 def selection(digits: Digits, seeds: Sequence[int], sizes: Sizes) -> Section:
     """Which points to train on, where many labels are wrong? Choose for low loss on the targets."""
     train, flipped = flip_labels(digits.train, sizes.flipped, seed=0)
-    algorithm = replace(LOGISTIC_SGD, weight_decay=3e-3)
-    setting = Setting(logistic, train, digits.targets, algorithm, output=Loss())
+    setting = Setting(logistic, train, digits.targets, LOGISTIC_SGD)
     task = _task("select")(size=sizes.choose)
     f_hat = _estimator("influence")().fit(setting)
     solution = solve(task, f_hat, Greedy(refit=sizes.stages))
@@ -155,7 +154,7 @@ def selection(digits: Digits, seeds: Sequence[int], sizes: Sizes) -> Section:
                 _pictures(digits.train, ((chosen == 0) & flipped).nonzero().squeeze(1)[:SHOWN], train),
             ),
         ],
-        output="loss",
+        output="margin",
     )
 
 
@@ -318,8 +317,9 @@ def _flips(kind: Any, f: Retrain, blaming: Mapping[str, OutputFunction], sizes: 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
 def _measured(f: Retrain, arguments: Sequence[Arguments]) -> Measured:
-    """The mean output over runs: every seed of every training set."""
-    return Measured.of([float(v) for weights, added in arguments for v in f.per_seed(weights, added).mean(-1)])
+    """The mean output over seeds, or over training sets where there are several."""
+    each = [f.per_seed(weights, added).mean(-1) for weights, added in arguments]  # (seeds,)
+    return Measured.of([float(values.mean()) for values in each] if len(each) > 1 else each[0].tolist())
 
 
 def _accuracies(f: Retrain, digits: Digits, decisions: Mapping[str, Sequence[Tensor]]) -> list[Row]:

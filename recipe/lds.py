@@ -12,8 +12,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from recipe.batch import content_hash
 from recipe.datamodel import OutputFunction
 from recipe.retrain import Retrain
+from recipe.setting import Setting
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +72,24 @@ def lds(f_hat: OutputFunction, f: Retrain, subsets: Tensor) -> LDS:
             f"The datamodel has n={f_hat.n} training points and m={f_hat.m} outputs, retraining n={f.n} and m={f.m}. "
             "Fit it to the same setting."
         )
+    _check_same_measure(f_hat, f)
     with torch.no_grad():
         predicted = f_hat(subsets).double()  # (r, m)
         actual = f.per_seed(subsets).double()  # (seeds, r, m)
     return score(predicted, actual)
+
+
+def _check_same_measure(f_hat: OutputFunction, f: Retrain) -> None:
+    if f_hat.setting is None or (f_hat.setting.output, _data(f_hat.setting)) == (f.setting.output, _data(f.setting)):
+        return
+    raise ValueError(
+        f"The datamodel predicts {f_hat.setting.output}, retraining measures {f.setting.output}, or their universe or "
+        "targets differ. Fit to the same setting, or use `f.on(targets, output)`."
+    )
+
+
+def _data(setting: Setting) -> tuple[str, str]:
+    return content_hash(setting.pool), content_hash(setting.probe)
 
 
 def score(predicted: Tensor, actual: Tensor) -> LDS:

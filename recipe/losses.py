@@ -44,13 +44,18 @@ class SquaredError:
 
     def __call__(self, prediction: Tensor, batch: Batch) -> Tensor:
         y = labels(batch).to(prediction.dtype)
-        return 0.5 * (prediction.flatten(1) - y.reshape(len(y), -1)).square().sum(1)
+        if y.numel() != prediction.numel():
+            raise ValueError(
+                f"A squared error needs a label for every entry of the prediction {tuple(prediction.shape)}; got "
+                f"labels of the shape {tuple(y.shape)}. Reshape the labels, or use CrossEntropy for classes."
+            )
+        return 0.5 * (prediction - y.reshape(prediction.shape)).reshape(len(prediction), -1).square().sum(1)
 
 
 def over_positions(values: Tensor, y: Tensor) -> Tensor:
     """Average `(b, ...)` values of positions to `(b,)`, counting only those whose label is not -100."""
     if values.ndim == 1:
-        return values
+        return torch.where(y == IGNORED, 0, values)
     counts = (y != IGNORED).to(values.dtype)
     return (values * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
 

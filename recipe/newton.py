@@ -58,7 +58,7 @@ class Newton:
         self, setting: Setting, weights: Tensor, seeds: Sequence[int], added: Batch | None = None
     ) -> Parameters:
         """Parameters of r runs, stacked."""
-        w = setting.check_weights(weights)
+        w = setting.check_weights(weights).to(setting.dtype)
         data = setting.pool
         if added is not None:
             added = batches.apply(Tensor.detach, setting.check_added(added))
@@ -71,22 +71,23 @@ class Newton:
 
     def _minimise(self, setting: Setting, data: Batch, w: Tensor, seeds: list[int]) -> list[Parameters]:
         starts = [setting.initial(seed) for seed in seeds]
-        at = starts[0]
+        at = stack(starts)  # what is frozen may differ from run to run
         theta = torch.stack([setting.flat(start) for start in starts])  # (r, p)
 
-        def value(t: Tensor, weights: Tensor) -> Tensor:
-            return calculus.objective(setting, t, at, weights, data)
+        def value(t: Tensor, weights: Tensor, start: Parameters) -> Tensor:
+            return calculus.objective(setting, t, start, weights, data)
 
         tolerance = self.tolerance or (1e-10 if theta.dtype == torch.float64 else 1e-5)
         with torch.no_grad():
             for _ in range(self.steps):
-                gradient = vmap(grad(value))(theta, w)
+                gradient = vmap(grad(value))(theta, w, at)
+                _check_finite(gradient)
                 if gradient.abs().max() <= tolerance:
                     break
-                step = _newton_step(vmap(hessian(value))(theta, w), gradient)
-                theta = _backtrack(vmap(value), theta, w, step, (gradient * step).sum(1))
+                step = _newton_step(vmap(hessian(value))(theta, w, at), gradient)
+                theta = _backtrack(lambda t: vmap(value)(t, w, at), theta, step, (gradient * step).sum(1))
             else:
-                gradient = vmap(grad(value))(theta, w)
+                gradient = vmap(grad(value))(theta, w, at)
         if not gradient.abs().max() <= tolerance:
             raise DivergedError(
                 f"Newton did not converge in {self.steps} steps: the gradient's largest entry is "
@@ -94,6 +95,13 @@ class Newton:
                 "SGD for others; else raise `l2`, `steps` or `tolerance`."
             )
         return [setting.unflat(t, start) for t, start in zip(theta, starts, strict=True)]
+
+
+def _check_finite(gradient: Tensor) -> None:
+    if not gradient.isfinite().all():
+        raise DivergedError(
+            "The objective's gradient is not finite. Look for NaN and infinity in the training examples and weights."
+        )
 
 
 def _newton_step(curvature: Tensor, gradient: Tensor) -> Tensor:
@@ -106,13 +114,13 @@ def _newton_step(curvature: Tensor, gradient: Tensor) -> Tensor:
     return torch.cholesky_solve(gradient[..., None], factor).squeeze(-1)
 
 
-def _backtrack(value: Callable[..., Tensor], theta: Tensor, w: Tensor, step: Tensor, decrease: Tensor) -> Tensor:
+def _backtrack(value: Callable[[Tensor], Tensor], theta: Tensor, step: Tensor, decrease: Tensor) -> Tensor:
     """Halve each run's step until it decreases its objective (Armijo, up to rounding)."""
-    before = value(theta, w)
+    before = value(theta)
     slack = 1e-6 if theta.dtype == torch.float32 else 1e-13
     size = torch.ones_like(before)
     for _ in range(HALVINGS):
-        bad = ~(value(theta - size[:, None] * step, w) <= before - 1e-4 * size * decrease + slack * (1 + before.abs()))
+        bad = ~(value(theta - size[:, None] * step) <= before - 1e-4 * size * decrease + slack * (1 + before.abs()))
         if not bad.any():
             break
         size = torch.where(bad, size / 2, size)

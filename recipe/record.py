@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MARK = ".recipe"  # an empty file in every folder that this package wrote, and may overwrite
 GROUPS = ("recipe.estimators", "recipe.applications", "recipe.solvers")
 
 
@@ -91,17 +92,23 @@ def write_folder(path: str | os.PathLike[str], fill: Callable[[Folder], None], o
     Raises:
         FileExistsError: `path` holds something already and `overwrite` is not set.
     """
-    target = check_free(path, overwrite)
+    target = check_free(path, overwrite).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
+        (part / MARK).touch()
         fill(Folder(part))
         part.chmod(0o755)  # mkdtemp makes it private
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
             os.replace(target, old / target.name)
-            os.replace(part, target)
-            shutil.rmtree(old)
+            try:
+                os.replace(part, target)
+            except OSError:
+                os.replace(old / target.name, target)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             os.replace(part, target)
     finally:
@@ -112,10 +119,17 @@ def check_free(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """The path, where a run may be written to it.
 
     Raises:
-        FileExistsError: it holds something already and `overwrite` is not set.
+        FileExistsError: it holds something that is no run, or a run and `overwrite` is not set.
     """
     target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return target
+    if not (target / MARK).is_file():
+        raise FileExistsError(
+            f"{target} exists and holds something else than a run, which is never overwritten. Choose another "
+            "directory."
+        )
+    if not overwrite:
         raise FileExistsError(
             f"{target} exists and holds another run. Choose another directory, or pass overwrite (--overwrite) to "
             "replace it."

@@ -133,7 +133,7 @@ def verification_table(verification: Verification, caption: str) -> Table:
         Row("actual", verification.actual, "ours"),
         *others,
     ]
-    seeds = verification.provenance["verification"]["seeds"]
+    seeds = len(verification.provenance["verification"]["seeds"])
     return Table(f"{caption} · retrained with {seeds} seed{'s' * (seeds != 1)}", rows)
 
 

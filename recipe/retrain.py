@@ -45,6 +45,7 @@ class Retrain(OutputFunction):
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"Retrain needs distinct seeds, at least one; got {self.seeds}.")
         self._runs = _Runs()
+        self._measured: dict[str, Tensor] = {}  # outputs (m,) by run, small enough to keep
 
     @property
     def setting(self) -> Setting:
@@ -90,7 +91,7 @@ class Retrain(OutputFunction):
     def with_seeds(self, seeds: Sequence[int]) -> "Retrain":
         """The same function over other seeds, sharing what is remembered."""
         other = Retrain(self.setting, seeds)
-        other._runs = self._runs
+        other._runs, other._measured = self._runs, self._measured
         return other
 
     def parameters(self, weights: Tensor, added: Batch | None = None) -> Parameters:
@@ -100,10 +101,14 @@ class Retrain(OutputFunction):
 
     # ---- inside ----------------------------------------------------------------------------------------------------
     def _outputs(self, runs: list[tuple[Tensor, int]], added: Batch | None) -> Tensor:
+        keys = [_key(w, seed, added) for w, seed in runs]
+        new = [(key, run) for key, run in dict(zip(keys, runs, strict=True)).items() if key not in self._measured]
         size = sum(t.nbytes for t in self.setting.initial(0).values())
         block = max(1, MEMORY_BYTES // size)  # so that no run of a block is forgotten before it is measured
-        parts = [runs[i : i + block] for i in range(0, len(runs), block)]
-        return torch.cat([outputs_of(self.setting, self._trained(part, added)) for part in parts])
+        for part in (new[i : i + block] for i in range(0, len(new), block)):
+            outputs = outputs_of(self.setting, self._trained([run for _, run in part], added))
+            self._measured.update(zip((key for key, _ in part), outputs, strict=True))
+        return torch.stack([self._measured[key] for key in keys])
 
     def _trained(self, runs: list[tuple[Tensor, int]], added: Batch | None) -> list[Parameters]:
         keys = [_key(w, seed, added) for w, seed in runs]

@@ -1,5 +1,6 @@
 """Solve a task with predicted outputs; verify the answer by really retraining."""
 
+import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recipe.batch import content_hash
-from recipe.datamodel import OutputFunction
+from recipe.datamodel import Origin, OutputFunction
 from recipe.problem import Baseline, Problem, Solver, Task
 from recipe.record import Folder, summary, versions, write_folder
 from recipe.setting import Setting
@@ -78,14 +79,14 @@ class Solution:
             task=folder.decode(document["task"]) if task is None else task,
             decision=folder.decode(document["decision"]),
             outputs=folder.decode(document["outputs"]),
-            predicted=document["predicted"],
+            predicted=folder.decode(document["predicted"]),
             provenance=document["provenance"],
         )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A mean over retrainings and its standard error (NaN for a single one)."""
+    """A mean over `runs` independent values, retrainings or draws, and its standard error (NaN for a single one)."""
 
     mean: float
     error: float
@@ -134,7 +135,7 @@ class Verification:
         others = [(name, str(value)) for name, value in self.baselines.items() if name != BEFORE]
         rows = [(f"before ({BEFORE})", str(self.before)), ("predicted", f"{self.predicted:.4g}")]
         rows += [("actual", str(self.actual)), *others]
-        seeds = self.provenance["verification"]["seeds"]
+        seeds = len(self.provenance["verification"]["seeds"])
         return f"{self.name}, retrained with {seeds} seed{'s' * (seeds != 1)}\n" + _table(rows)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -176,6 +177,9 @@ def solve(
         >>> solve(DataSelection(size=2), f_hat, TopK()).decision
         tensor([1., 0., 1.])
     """
+    if f_hat.origin is None and setting is not None:  # scores made by hand: tasks ask what is measured
+        f_hat = copy.copy(f_hat)
+        f_hat.origin = Origin(None, setting, None, float("nan"))
     origin = f_hat.origin
     estimator = estimator or (origin.estimator if origin else None)
     setting = setting or f_hat.setting
@@ -189,7 +193,8 @@ def solve(
         outputs = newest[0](*problem.arguments(decision)).detach()
     provenance = {
         "task": summary(task),
-        "estimator": summary(estimator),
+        "estimator": summary(origin.estimator if origin and origin.estimator else estimator),
+        "refitted by": summary(estimator) if newest[0] is not f_hat else None,
         "solver": summary(solver),
         "setting": _setting_summary(setting),
         "notes": summary(problem.notes),
@@ -207,15 +212,17 @@ def verify(solution: Solution, f: OutputFunction) -> Verification:
         f: `Retrain(setting, seeds)`; several seeds give standard errors.
     """
     started = time.perf_counter()
+    _check_same_universe(solution, f)
     problem, runs = solution.task.problem(f), f.runs()
     each = [solution.task.problem(run) for run in runs]
 
     def measured(decisions: Sequence[Tensor]) -> Measured:
-        values = []
+        draws = []
         for decision in decisions:
             problem.value(decision)  # trains all seeds together; the single seeds below find their run
-            values += [one.value(decision) for one in each]
-        return Measured.of(values)
+            draws.append([one.value(decision) for one in each])
+        # Retrainings of one draw share it, so that several draws count as one value each.
+        return Measured.of([sum(values) / len(values) for values in draws] if len(draws) > 1 else draws[0])
 
     actual = measured([solution.decision])
     baselines = {name: measured(_decisions(baseline, f)) for name, baseline in problem.baselines.items()}
@@ -223,7 +230,7 @@ def verify(solution: Solution, f: OutputFunction) -> Verification:
         arguments = problem.arguments(solution.decision)
         outputs = torch.stack([run(*arguments) for run in runs])
     error = outputs.std(0) / len(runs) ** 0.5 if len(runs) > 1 else torch.full_like(outputs[0], torch.nan)
-    record = {"seeds": len(runs), "seconds": time.perf_counter() - started, "setting": _setting_summary(f.setting)}
+    record = {"seeds": list(f.seeds), "seconds": time.perf_counter() - started, "setting": _setting_summary(f.setting)}
     return Verification(
         name=_brief(summary(solution.task)),
         predicted=solution.predicted,
@@ -254,6 +261,15 @@ def _decisions(baseline: Baseline, f: OutputFunction) -> Sequence[Tensor]:
     return [answer] if isinstance(answer, Tensor) else list(answer)
 
 
+def _check_same_universe(solution: Solution, f: OutputFunction) -> None:
+    solved = solution.provenance["setting"]
+    if solved is not None and f.setting is not None and solved["universe"] != content_hash(f.setting.pool):
+        raise ValueError(
+            f"The solution is about a universe with the content hash {solved['universe']}; these true outputs train on "
+            f"{content_hash(f.setting.pool)}. Verify with Retrain on the setting that was solved."
+        )
+
+
 def _setting_summary(setting: Setting | None) -> Any:
     if setting is None:
         return None
@@ -262,12 +278,12 @@ def _setting_summary(setting: Setting | None) -> Any:
         "targets": content_hash(setting.probe),
         "n": setting.n,
         "p": setting.p,
+        "model": type(setting.module(setting.initial(0))).__name__,
         **{name: summary(getattr(setting, name)) for name in ("algorithm", "loss", "output")},
     }
 
 
 def _open(path: str | os.PathLike[str], name: str) -> tuple[Folder, dict[str, Any]]:
-
     folder = Folder(Path(path))
     document = folder.read(name)
     if document["format"] > FORMAT:

@@ -6,7 +6,7 @@ what is measured. It is immutable; nothing in the recipe changes the model you p
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -126,9 +126,13 @@ class Setting:
 
     def on(self, targets: Any = None, output: Measure | None = None) -> "Setting":
         """The same training with other targets or another output; None keeps today's."""
-        return replace(
-            self, targets=self.probe if targets is None else targets, output=self.output if output is None else output
-        )._sharing(self)
+        other = copy.copy(self)  # shares what is read and built already
+        for measured in ("probe", "output_shape", "_prediction", "_one_output"):
+            other.__dict__.pop(measured, None)
+        object.__setattr__(other, "targets", self.probe if targets is None else targets)
+        object.__setattr__(other, "output", self.output if output is None else output)
+        other.__post_init__()
+        return other
 
     # ---- model ---------------------------------------------------------------------------------------------------
     def initial(self, seed: int) -> Parameters:
@@ -197,19 +201,14 @@ class Setting:
             raise ValueError(
                 f"Expected weights of shape (..., {self.n}), one for every training point; got {tuple(w.shape)}."
             )
-        d = w.detach()
-        if not d.isfinite().all():
-            raise ValueError("Weights must be finite; got NaN or infinity. Look at what produced the decision.")
-        if (d < 0).any():
-            raise ValueError(f"Weights must not be negative; the smallest is {float(d.min()):.3g}. Clamp them at 0.")
-        if not (d > 0).any(-1).all():
+        check_values(w)
+        if not (w.detach() > 0).any(-1).all():
             raise ValueError("Every weight vector needs a point with positive weight; got one that is all zero.")
         return w
 
     def check_added(self, added: Any) -> Batch:
-        """Examples from outside the universe, checked to look like the universe's and moved to the device."""
-        added = batches.apply(lambda t: t.to(self.device), added)
-        batches.concatenate(batches.take(self.pool, slice(0, 0)), added)
+        """Examples from outside the universe, checked to look like it, in its types and on its device."""
+        added = batches.concatenate(batches.take(self.pool, slice(0, 0)), added)
         if isinstance(self.loss, CrossEntropy) and batches.size(added):
             check_classes(self._prediction, batches.labels(added), "added examples")
         return added
@@ -217,13 +216,6 @@ class Setting:
     # ---- inside ----------------------------------------------------------------------------------------------------
     def _read(self, data: Any, what: str) -> Batch:
         return batches.apply(lambda t: t.to(self.device), batches.materialise(data, self.collate, what))
-
-    def _sharing(self, other: "Setting") -> "Setting":
-        """Reuse what the other setting has read and built; training is the same."""
-        for name in ("pool", "_blank", "_bound", "trained", "p"):
-            if name in other.__dict__:
-                self.__dict__[name] = other.__dict__[name]
-        return self
 
     def _build(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -255,8 +247,18 @@ class Setting:
 
     @cached_property
     def _one_output(self) -> Tensor:
+        return self._measured_once(self.output, "output")
+
+    def _measured_once(self, measure: Measure, what: str) -> Tensor:
+        """A loss or output of one target, for its shape."""
         one = batches.take(self.probe, slice(0, 1))
-        return self.output(self._prediction, one)
+        try:
+            return measure(self._prediction, one)
+        except Exception as error:
+            raise ValueError(
+                f"The {what} {measure} cannot be computed on a target ({batches.describe(one)}), whose prediction has "
+                f"the shape {tuple(self._prediction.shape)}: {error}"
+            ) from error
 
     def _check(self) -> None:
         if not self.trained:
@@ -271,11 +273,28 @@ class Setting:
         if isinstance(self.loss, CrossEntropy):
             check_classes(self._prediction, batches.labels(self.pool), "universe")
             check_classes(self._prediction, batches.labels(self.probe), "targets")
+        one_loss = self._measured_once(self.loss, "loss")
+        if one_loss.shape != (1,):
+            raise ValueError(
+                "A loss must return one number for every example, unaveraged; for a batch of one it returned the shape "
+                f"{tuple(one_loss.shape)}. With torch's losses, pass reduction='none'."
+            )
         if self._one_output.ndim == 0 or len(self._one_output) != 1:
             raise ValueError(
                 "An output must return one value, or one row, for every example; for a batch of one it returned the "
                 f"shape {tuple(self._one_output.shape)}."
             )
+
+
+def check_values(weights: Tensor) -> None:
+    """Raise `ValueError` for negative, NaN or infinite weights."""
+    if not torch.is_floating_point(weights):
+        return
+    smallest, largest = weights.detach().aminmax()
+    if not (smallest.isfinite() and largest.isfinite()):
+        raise ValueError("Weights must be finite; got NaN or infinity. Look at what produced the decision.")
+    if smallest < -1e-6:  # solvers that relax return zeros up to their tolerance
+        raise ValueError(f"Weights must not be negative; the smallest is {float(smallest):.3g}. Clamp them at 0.")
 
 
 class _Bound(nn.Module):

@@ -215,6 +215,7 @@ def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
 
 def _training_set(setting: Setting, weights: Tensor, added: Batch | None) -> tuple[Batch, Tensor]:
     """The universe and the added examples as one batch, and weights `(r, n + b)` over it."""
+    weights = weights.to(setting.dtype)
     if added is None:
         return setting.pool, weights
     added = setting.check_added(added)
@@ -254,13 +255,17 @@ def _vectorises(setting: Setting, data: Batch, batch: int) -> bool:
     theta = stack([setting.initial(0)] * 2)
     index = torch.arange(batch, device=setting.device).expand(2, -1)
     entered: list[str] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
-        for name, module in setting._bound.model.named_modules()
-    ]
+
+    def leave(*_: Any) -> None:
+        entered.pop()
+
+    hooks = []
+    for name, module in setting._bound.model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
+        hooks.append(module.register_forward_hook(leave))  # not reached by the one that fails
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("error")  # "no batching rule": slower than one at a time
+            warnings.filterwarnings("error", message="There is a performance drop")  # slower than one at a time
             vmap(lambda t, b: setting.losses(t, b, training=True))(theta, batches.take(data, index))
     except (RuntimeError, ValueError, NotImplementedError, UserWarning) as error:
         name = entered[-1] if entered else ""

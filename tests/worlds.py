@@ -19,7 +19,6 @@ from recipe import (
     Convex,
     GaussNewton,
     GradientAscent,
-    Greedy,
     Hessian,
     Loss,
     Margin,
@@ -94,7 +93,6 @@ ESTIMATORS = [
     Similarity(),
     Random(),
 ]
-SOLVERS = [TopK(), Greedy(), Greedy(refresh=3), Greedy(adding=True), Convex(), GradientAscent(lr=0.1, steps=20)]
 
 
 def tasks(setting: Setting) -> list:

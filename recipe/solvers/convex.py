@@ -184,7 +184,8 @@ def _trace(problem: Problem, variable: Any, point: Tensor, atol: float) -> Any:
     except Exception as error:  # the task's and the datamodel's own code: anything may be raised
         raise ValueError(
             f"The objective cannot be traced with a cvxpy variable ({type(error).__name__}: {error}). Only linear "
-            "datamodels and `@ + - ** [] .sum .mean .max` trace; use Greedy(refresh=k) or GradientAscent."
+            "datamodels and `@ + - ** [] .sum .mean .max` trace: measure losses (`f.on(output=Loss())`) rather than "
+            "margins where the task makes losses of them, or use Greedy(refresh=k) or GradientAscent."
         ) from error
     if not isinstance(expression, cp.Expression) or expression.size != 1:
         raise ValueError(f"Expected a scalar cvxpy expression from the objective; got {expression!r}. Average it.")

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
+from estimators.influence import Influence
 from estimators.random import Random
 from estimators.regression import Regression
 from estimators.similarity import Similarity
-from recipe import Hessian, LinearDatamodel, Loss, Retrain, TopMargin, random_subsets
+from recipe import Hessian, LinearDatamodel, Loss, Newton, Objective, Retrain, TopMargin, random_subsets
 from recipe import batch as batches
 from tests.worlds import CONVEX_SETTINGS, DOUBLE, ESTIMATORS, SETTINGS, TANGENT, logistic, ridge
 
@@ -97,6 +98,37 @@ def test_effect_of_a_known_point_is_its_column(estimator, setting):
         pytest.skip("not linear, or does not value added examples")
     index = torch.tensor([3, 0, 7])
     torch.testing.assert_close(f_hat.effect(batches.take(setting.pool, index)), f_hat.effects[:, index])
+
+
+@pytest.mark.parametrize("estimator", [*TANGENT, Similarity()], ids=repr)
+def test_added_examples_are_checked(estimator):
+    setting = logistic()
+    f_hat, (x, y) = estimator.fit(setting), batches.take(setting.pool, slice(0, 2))
+    with pytest.raises(ValueError, match=r"added examples must lie in 0\.\.2"):
+        f_hat(torch.ones(40), (x, y + 7))
+    with pytest.raises(ValueError, match="must look like the universe"):
+        f_hat(torch.ones(40), (x[:, :1], y))
+    torch.testing.assert_close(f_hat(torch.ones(40), (x.float(), y)), f_hat(torch.ones(40), (x, y)), atol=1e-5, rtol=0)
+
+
+def test_influence_on_an_algorithm_that_minimises_a_sum():
+    """Without the division by the weights, leaving a point out is the derivative's experiment all the same."""
+    mean = logistic()
+
+    class Sum(Newton):
+        objective = Objective(l2=0.05 * 40, mean=False)
+
+        def train_many(self, setting, weights, seeds, added=None):
+            stacked = []
+            for w in weights:  # sum w l + l2/2 |theta|^2 has the minimum of the mean with l2 / sum w
+                exact = Newton(l2=float(self.objective.l2 / w.sum()))
+                stacked.append(exact.train(replace(setting, algorithm=exact), w, 0))
+            return {name: torch.stack([s[name] for s in stacked]) for name in stacked[0]}
+
+    setting = replace(mean, algorithm=Sum())
+    f_hat, f = Influence().fit(setting), Retrain(setting)
+    h, ones = 1e-4 * torch.eye(40, dtype=DOUBLE), torch.ones(40, dtype=DOUBLE)
+    torch.testing.assert_close(effects(f_hat), ((f(ones + h) - f(ones - h)) / 2e-4).T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)

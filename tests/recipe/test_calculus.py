@@ -1,15 +1,18 @@
 """Curvature and inverses against dense matrices; Newton against independent optimisers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.optimize
 import torch
 from sklearn.linear_model import Ridge
+from torch import nn
 from torch.autograd.functional import hessian
 
 from recipe import CG, Dense, DivergedError, GaussNewton, Hessian, Newton, calculus, random_subsets
 from recipe.calculus import Operator
-from tests.worlds import DOUBLE, SETTINGS, logistic, ridge, small_mlp
+from tests.worlds import DOUBLE, SETTINGS, blobs, logistic, ridge, small_mlp
 
 
 def parts(setting, weights=None):
@@ -64,7 +67,7 @@ def test_inverses_say_when_they_cannot():
         CG().of(indefinite)(eye[1:2])
     spread = Operator(lambda v: v * torch.tensor([1.0, 10.0, 100.0]).double(), 3, eye)
     with pytest.warns(UserWarning, match=r"did not converge: relative residual .* after 1 iterations"):
-        CG(iterations=1).of(spread)(torch.ones(1, 3, dtype=DOUBLE))
+        CG(iterations=1).of(spread)(torch.stack([eye.sum(0), 0 * eye[0]]))  # the second has nothing to solve
 
 
 def test_per_example_gradients():
@@ -118,6 +121,32 @@ def test_newton_trains_many_as_each_alone():
     many = setting.algorithm.train_many(setting, w, range(4))
     for i in range(4):
         torch.testing.assert_close(many["weight"][i], setting.algorithm.train(setting, w[i], i)["weight"])
+
+
+def test_newton_keeps_what_is_frozen_of_each_seed():
+    """Frozen random features differ from seed to seed; a run of a batch is the run alone."""
+    model = lambda: nn.Sequential(nn.Linear(2, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 3)).double()  # noqa: E731
+    setting = replace(logistic(), model=model)
+    w = torch.ones(2, 40)
+    many = setting.algorithm.train_many(setting, w, [1, 2])
+    for i in range(2):
+        alone = setting.algorithm.train(setting, w[i], i + 1)
+        for name, t in alone.items():
+            torch.testing.assert_close(many[name][i], t)
+
+
+def test_newton_takes_other_types_of_weights_and_names_nan():
+    (x, y), (tx, ty) = blobs()
+    single = replace(logistic(), model=lambda: nn.Linear(2, 3), universe=(x.float(), y), targets=(tx.float(), ty))
+    w = torch.rand(40, dtype=DOUBLE)
+    theta = Newton(l2=0.05).train(single, w, 0)
+    torch.testing.assert_close(
+        theta["bias"].double(), Newton(l2=0.05).train(logistic(), w, 0)["bias"], atol=1e-3, rtol=0
+    )
+    x = x.clone()
+    x[3] = torch.nan
+    with pytest.raises(DivergedError, match="NaN and infinity in the training examples"):
+        Newton(l2=0.05).train(replace(logistic(), universe=(x, y)), w, 0)
 
 
 def test_newton_says_what_it_cannot_train():

@@ -272,14 +272,20 @@ def test_numbers_that_json_cannot_hold_are_null():
 @pytest.mark.parametrize("name", ["select", "lds"])
 def test_another_run_is_replaced_only_when_asked(name, tmp_path):
     own = {"select": ["--size", "10", "--seeds", "0"], "lds": ["--subsets", "4", "--seeds", "1"]}[name]
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "notes.txt").write_text("precious")
-    message = refused(name, "tiny_setting.py:setting", *own, "--out", "one")
+    call(name, "tiny_setting.py:setting", *own, "--out", "one")
+    (tmp_path / "one" / "notes.txt").write_text("of that run")
+    before = trained()
+    message = call(name, "tiny_setting.py:setting", *own, "--out", "one", code=2).stderr
     assert re.search(r"one exists and holds another run.*--overwrite", message, re.DOTALL)
-    assert trained() == 0
+    assert trained() == before
     call(name, "tiny_setting.py:setting", *own, "--out", "one", "--overwrite")
     assert {"select": "solution.json", "lds": "lds.json"}[name] in {p.name for p in (tmp_path / "one").iterdir()}
     assert not (tmp_path / "one" / "notes.txt").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    message = call(name, "tiny_setting.py:setting", *own, "--out", "mine", "--overwrite", code=2).stderr
+    assert "something else than a run" in message
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
 
 
 def test_a_run_that_fails_leaves_nothing(tmp_path):

@@ -70,6 +70,9 @@ def test_what_a_datamodel_cannot_do_names_the_remedy():
         f_hat.parameters(W[0, 0])
     with pytest.raises(ValueError, match=r"Expected weights of shape \(\.\.\., 50\); got \(49,\)"):
         f_hat(torch.ones(49))
+    for bad, message in ((-1.0, "must not be negative"), (torch.nan, "must be finite")):
+        with pytest.raises(ValueError, match=message):
+            f_hat(torch.full((50,), bad))
     with pytest.raises(ValueError, match=r"got \(3,\) and \(50, 3\)"):
         LinearDatamodel(BIAS, EFFECTS.T)
     with pytest.raises(ValueError, match="has 4 outputs; the bias has 3"):

@@ -80,7 +80,7 @@ def test_predictions_hold_when_retrained(ran):
 
 def test_solutions_and_verifications_can_be_read_back(ran):
     out, sections = ran
-    assert {path.name for path in out.iterdir()} == {*sections, "report.html"}
+    assert {path.name for path in out.iterdir()} == {*sections, "report.html", ".recipe"}
     for name, section in sections.items():
         solution, verification = Solution.load(out / name), Verification.load(out / name)
         assert torch.equal(solution.decision, section.solution.decision)
@@ -109,7 +109,7 @@ def no_training(monkeypatch):
 
 def test_another_run_is_refused_before_any_training(tmp_path, no_training):
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds another run"):
+    with pytest.raises(FileExistsError, match="holds something else than a run"):
         demo.run(tmp_path)
     assert (tmp_path / "report.html").read_text() == "mine"
 

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 from estimators.random import Random
-from recipe import LinearDatamodel, Retrain, lds, random_subsets
+from recipe import LinearDatamodel, Loss, Retrain, lds, random_subsets
 from recipe.lds import score
 from tests.worlds import DOUBLE, logistic
 
@@ -55,5 +55,7 @@ def test_refuses_other_sizes():
     f = Retrain(logistic())
     with pytest.raises(ValueError, match=r"at least three subsets as \(r, n\)"):
         lds(f, f, torch.ones(40))
+    with pytest.raises(ValueError, match=r"predicts Loss.*measures Margin"):
+        lds(Random().fit(logistic(Loss())), f, torch.ones(3, 40))
     with pytest.raises(ValueError, match=r"n=40 training points and m=2 outputs.*n=40 and m=6"):
         lds(LinearDatamodel(torch.zeros(2), torch.zeros(2, 40)), f, torch.ones(3, 40))

@@ -55,6 +55,15 @@ def test_gradients_are_finite_and_right(output):
     assert torch.autograd.gradgradcheck(lambda t: output(t, BATCH), z)
 
 
+def test_examples_whose_label_does_not_count_measure_nothing():
+    y = Y.clone()
+    y[2] = -100
+    for output in (Margin(), TopMargin(), Correct(), CrossEntropy()):
+        out = output(Z, (BATCH[0], y))
+        assert out[2] == 0
+        torch.testing.assert_close(out[:2], output(Z, BATCH)[:2])
+
+
 def test_logits_and_squared_error():
     assert torch.equal(Logits()(Z, BATCH), Z)
     target = (torch.zeros(5, 1), torch.zeros(5, 4))

@@ -65,8 +65,12 @@ def test_forgets_the_oldest_runs_beyond_its_memory(monkeypatch):
     expected = Retrain(f.setting, seeds=(0, 1))(w)
     before = len(runs)
     torch.testing.assert_close(f(w), expected)  # more runs than fit at once
-    f(w[3:])
-    f(w[:1])
+    assert len(runs) == before + 8
+    f(w), f.runs()[1](w)  # outputs are small and remembered
+    assert len(runs) == before + 8
+    f.with_seeds([1]).on(output=Logits())(w[3:])  # the newest parameters are there
+    assert len(runs) == before + 8
+    f.on(output=Logits())(w[:1])  # the oldest are not
     assert len(runs) > before + 8
 
 

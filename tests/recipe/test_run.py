@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 import numpy as np
@@ -16,7 +16,20 @@ import torch
 from applications.data_selection import DataSelection
 from applications.poisoning import Poisoning
 from estimators.influence import Influence
-from recipe import Box, Greedy, LinearDatamodel, Loss, Retrain, Solution, TopK, Verification, solve, verify
+from estimators.random import Random
+from recipe import (
+    Box,
+    Greedy,
+    LinearDatamodel,
+    Loss,
+    Retrain,
+    SizeCorrected,
+    Solution,
+    TopK,
+    Verification,
+    solve,
+    verify,
+)
 from recipe.record import write_folder
 from recipe.run import Measured
 from tests.worlds import DOUBLE, logistic, small_mlp
@@ -58,8 +71,6 @@ def test_actual_is_the_mean_over_seeds_of_the_objective():
     @dataclass(frozen=True)
     class Squares(DataSelection):
         def problem(self, f):
-            from dataclasses import replace
-
             from recipe import Minimize
 
             return replace(super().problem(f), objective=Minimize(lambda w: (f(w) ** 2).mean()))
@@ -73,7 +84,8 @@ def test_actual_is_the_mean_over_seeds_of_the_objective():
     assert result.actual.mean == pytest.approx(float(values.mean()))
     assert result.actual.error == pytest.approx(float(values.std() / 2))
     assert result.actual.runs == 4
-    assert result.baselines["random"].runs == 8
+    draws = [float((f.per_seed(w) ** 2).mean()) for w in Squares(size=20, draws=2).problem(f).baselines["random"]]
+    assert result.baselines["random"] == Measured.of(draws)  # retrainings of one draw are not independent
     torch.testing.assert_close(result.outputs_error, each.std(0) / 2)
 
 
@@ -100,7 +112,8 @@ def test_provenance_is_complete(solution, verification):
     assert record["task"]["size"] == 15
     assert record["setting"]["algorithm"]["l2"] == 0.05
     assert record["versions"]["torch"] == metadata.version("torch")
-    assert record["verification"]["seeds"] == 1
+    assert record["verification"]["seeds"] == [0]
+    assert record["setting"]["model"] == "Linear"
     assert set(record["seconds"]) == {"fit", "solve"}
     other = solve(DataSelection(size=15), Influence().fit(logistic(Loss())), TopK()).provenance
     assert other["setting"]["universe"] == record["setting"]["universe"]
@@ -118,7 +131,7 @@ def test_saves_and_loads_without_pickle(solution, verification, tmp_path):
     assert math.isnan(back.actual.error)
     json.loads((tmp_path / "v" / "verification.json").read_text(), parse_constant=pytest.fail)  # no bare NaN
     assert (str(again), str(back)) == (str(solution), str(verification))
-    assert {p.suffix for p in (tmp_path / "s").iterdir()} == {".json", ".npy"}
+    assert {p.suffix for p in (tmp_path / "s").iterdir() if p.name != ".recipe"} == {".json", ".npy"}
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o755
 
 
@@ -228,4 +241,52 @@ def test_refit_fits_around_the_decision():
     with pytest.raises(ValueError, match="refit"):
         solve(DataSelection(size=10), bare, Greedy(refit=3))
     given = solve(DataSelection(size=10), bare, Greedy(refit=3), estimator=estimator, setting=setting)
-    assert given.provenance["estimator"]["type"] == "Influence"
+    assert given.provenance["refitted by"]["type"] == "Influence"
+
+
+def test_provenance_tells_what_predicted_from_what_refitted():
+    setting = logistic(Loss())
+    solution = solve(DataSelection(size=10), Random().fit(setting), TopK(), Influence(), setting)
+    assert solution.provenance["estimator"]["type"] == "Random"
+    assert solution.provenance["refitted by"] is None
+
+
+def test_a_refit_of_a_corrected_datamodel_is_corrected():
+    setting = logistic(Loss())
+    plain, corrected = Influence().fit(setting), SizeCorrected(Influence().fit(setting))
+    a, b = (solve(DataSelection(size=10), f_hat, Greedy(refit=3)) for f_hat in (plain, corrected))
+    assert a.predicted != b.predicted
+    assert b.provenance["estimator"]["type"] == "SizeCorrecting"
+    half = torch.arange(40) < 20
+    f_hat = b.task.problem(corrected)  # around another point, the correction is anchored there
+    assert f_hat.value(torch.ones(40)) == pytest.approx(float(plain(torch.ones(40)).mean()))
+    at = Influence().fit(setting, (half.double(), None))
+    torch.testing.assert_close(SizeCorrected(at)(half.double()), at(half.double()))
+
+
+def test_refuses_to_verify_on_another_universe(solution):
+    x, y = SETTING.pool
+    other = replace(SETTING, universe=(x, (y + 1) % 3))
+    with pytest.raises(ValueError, match=r"Verify with Retrain on the setting that was solved"):
+        verify(solution, Retrain(other))
+
+
+def test_scores_made_by_hand_know_what_they_measure_from_the_setting():
+    setting = logistic()  # margins
+    f_hat = Influence().fit(setting)
+    bare = LinearDatamodel(f_hat.bias, f_hat.effects)
+    expected = solve(DataSelection(size=10), f_hat, TopK()).decision
+    assert torch.equal(solve(DataSelection(size=10), bare, TopK(), setting=setting).decision, expected)
+
+
+def test_never_overwrites_what_is_not_a_run(solution, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").write_text("precious")
+    with pytest.raises(FileExistsError, match="something else than a run, which is never overwritten"):
+        solution.save(tmp_path / "work", overwrite=True)
+    assert (tmp_path / "work" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_prediction_that_is_not_finite_survives(solution, tmp_path):
+    replace(solution, predicted=float("nan")).save(tmp_path / "s")
+    assert "nan" in str(Solution.load(tmp_path / "s"))

@@ -44,6 +44,8 @@ def with_labels(data, i, label):
         ({"model": lambda: nn.Linear(5, 3).double()}, "model cannot be called on a target .*\n.*`forward=`"),
         ({"model": lambda: linear().requires_grad_(False)}, "no parameter with requires_grad"),
         ({"output": lambda z, batch: z.sum()}, "one value, or one row, for every example"),
+        ({"loss": lambda z, batch: z.mean()}, "A loss must return one number for every example, unaveraged"),
+        ({"loss": SquaredError()}, r"needs a label for every entry of the prediction \(1, 3\); got labels .* \(1,\)"),
         ({"universe": object()}, "map-style data set with a length; got object"),
         ({"universe": [{"a": "text"}]}, "collate to a tuple or mapping of tensors"),
     ],
@@ -99,6 +101,34 @@ def test_every_kind_of_data_gives_the_same_outputs():
     expected = Retrain(tensors)(torch.ones(40))
     for setting in (torch_dataset, mappings):
         torch.testing.assert_close(Retrain(setting)(torch.ones(40)), expected)
+
+
+def test_arrays_are_tensors_and_the_order_of_a_mapping_does_not_matter():
+    arrays = tuple(t.numpy() for t in UNIVERSE)
+    assert torch.equal(make(universe=arrays).pool[0], UNIVERSE[0])
+    universe = {"x": UNIVERSE[0], "labels": UNIVERSE[1]}
+    targets = {"labels": TARGETS[1], "x": TARGETS[0]}
+    assert make(universe=universe, targets=targets, forward=lambda model, batch: model(batch["x"])).m == 6
+
+
+def test_on_reads_no_data_again():
+    rows = Rows()
+    rows.reads = 0
+
+    def counted(i):
+        rows.reads += 1
+        return Rows.__getitem__(rows, i)
+
+    class Counted(Rows):
+        def __getitem__(self, i):
+            return counted(i)
+
+    setting = make(universe=Counted(), targets={"x": TARGETS[0], "labels": TARGETS[1]}, forward=lambda m, b: m(b["x"]))
+    before = rows.reads
+    assert before >= 40
+    assert setting.on(output=Loss()).on({"x": TARGETS[0][:2], "labels": TARGETS[1][:2]}).m == 2
+    assert rows.reads == before
+    assert setting.m == 6
 
 
 def test_data_that_change_between_reads_are_refused():

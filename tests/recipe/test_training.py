@@ -1,6 +1,7 @@
 """Training many models at once is training each of them alone, and training one is the loop a user would write."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -166,6 +167,31 @@ def test_models_that_do_not_vectorise_train_alone(layer, named):
         assert all(torch.equal(many[name][i], t) for name, t in alone.items())
 
 
+def test_a_users_warning_does_not_stop_vectorised_training():
+    class Warns(nn.Linear):
+        def forward(self, x):
+            warnings.warn("old", DeprecationWarning, stacklevel=2)
+            return super().forward(x)
+
+    def train():
+        setting = replace(small_mlp(), model=lambda: Warns(2, 3).double())
+        SGD_RULE.train_many(setting, torch.ones(2, 40), [1, 2])
+
+    with pytest.warns(DeprecationWarning, match="old") as record:
+        train()
+    assert not any("one at a time" in str(w.message) for w in record)
+
+
+def test_the_layer_that_does_not_vectorise_is_the_one_that_was_not_left():
+    class Branches(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+    setting = replace(small_mlp(), model=lambda: Branches(nn.Linear(2, 3).double()))
+    with pytest.warns(UserWarning, match=r"'at the root' \(Branches\)"):
+        SGD_RULE.train_many(setting, torch.ones(2, 40), [1, 2])
+
+
 def test_divergence_says_where_and_what_to_try():
     setting = replace(small_mlp(), model=lambda: nn.Sequential(nn.Linear(2, 3).double()))
     wild = replace(SGD_RULE, lr=1e200, epochs=2)
@@ -228,6 +254,16 @@ def test_custom_loop_gets_the_chosen_examples_and_its_own_model():
     torch.testing.assert_close(many["0.bias"][0], expected)
     with pytest.raises(ValueError, match="0 or 1"):
         custom.train(setting, torch.full((40,), 0.5), 0)
+    with pytest.raises(TypeError, match="'idle' must return the trained model; it returned None"):
+        Custom(lambda *_: None, Objective(), "idle").train(setting, torch.ones(40), 0)
+    broken = Custom(lambda model, *_: model.requires_grad_(False).apply(poison), Objective(), "broken")
+    with pytest.raises(DivergedError, match="'broken' with seed 3"):
+        broken.train(setting, torch.ones(40), 3)
+
+
+def poison(layer):
+    if isinstance(layer, nn.Linear):
+        layer.bias.fill_(torch.nan)
 
 
 @pytest.mark.parametrize(
