@@ -51,7 +51,7 @@ def cat_dog_features() -> Images:
 
 
 def emoji() -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """1 911 emoji in two drawing styles, `{"google" | "twitter": (1911, 3, 32, 32)}` from 0 to 1, and what they show."""
+    """1 911 emoji in two styles, `{"google" | "twitter": (1911, 3, 32, 32)}` from 0 to 1, and what they show."""
     with np.load(path_of("emoji32.npz")) as data:
         images = {k: torch.from_numpy(data[k]).movedim(3, 1).float().div(255) for k in ("google", "twitter")}
     return images, json.loads(path_of("emoji_meta.json").read_text(encoding="utf-8"))
