@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from recipe import batch as batches
 from recipe.batch import Batch
