@@ -11,6 +11,7 @@ from recipe.calibration import Calibrated, calibrated
 from recipe.checks import Checks, check, fragility, leave_out, mixed_data
 from recipe.composition import Ensemble, Ensembling, Scaled, Scaling, effects_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
+from recipe.executors import Processes, WorkerDiedError
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.inverses import CG, Arnoldi, DataInf, Dense, LiSSA, Nystroem
 from recipe.lds import LDS, lds
@@ -25,6 +26,7 @@ from recipe.scores import Convention, from_scores
 from recipe.setting import Checkpoint, Forward, Setting
 from recipe.size_correction import SizeCorrected, SizeCorrecting
 from recipe.solvers import Convex, GradientAscent, Greedy, TopK
+from recipe.stores import Bank, DamagedError
 from recipe.training import DivergedError
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Algorithm",
     "Arnoldi",
     "Ball",
+    "Bank",
     "Batch",
     "Box",
     "Calibrated",
@@ -45,6 +48,7 @@ __all__ = [
     "Correct",
     "CrossEntropy",
     "Custom",
+    "DamagedError",
     "DataInf",
     "Dense",
     "DivergedError",
@@ -70,6 +74,7 @@ __all__ = [
     "Objective",
     "OutputFunction",
     "Problem",
+    "Processes",
     "Retrain",
     "Scaled",
     "Scaling",
@@ -84,6 +89,7 @@ __all__ = [
     "TopK",
     "TopMargin",
     "Verification",
+    "WorkerDiedError",
     "calibrated",
     "check",
     "effects_of",

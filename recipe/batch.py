@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 Batch = tuple[Tensor, ...] | Mapping[str, Tensor]
 
 LABELS = "labels"  # the entry of a mapping that holds the labels, as in HuggingFace's batches
+DIGEST = 16  # bytes that identify an example by its content
 PROBES = 3  # examples read twice to find data that change between two reads
 
 
@@ -115,6 +116,28 @@ def content_hash(batch: Batch) -> str:
         digest.update(f"{key}{t.dtype}{tuple(t.shape)}".encode())
         digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def example_hashes(batch: Batch) -> np.ndarray:
+    """The content of each example, `(b, 16)` bytes.
+
+    Example:
+        >>> same = example_hashes((torch.tensor([1.0, 2.0, 1.0]),))
+        >>> bool((same[0] == same[2]).all()), bool((same[0] == same[1]).all())
+        (True, False)
+    """
+    columns = sorted(batch.items()) if isinstance(batch, Mapping) else list(enumerate(batch))
+    heads = [f"{name} {t.dtype} {tuple(t.shape[1:])}".encode() for name, t in columns]
+    rows = [t.detach().cpu().contiguous().flatten(1) if t.ndim > 1 else t.detach().cpu()[:, None] for _, t in columns]
+    raw = [t.contiguous().view(torch.uint8).numpy() for t in rows]
+    out = np.empty((size(batch), DIGEST), dtype=np.uint8)
+    for i in range(len(out)):
+        digest = hashlib.blake2b(digest_size=DIGEST)
+        for head, bytes_of in zip(heads, raw, strict=True):
+            digest.update(head)
+            digest.update(bytes_of[i].data)
+        out[i] = np.frombuffer(digest.digest(), dtype=np.uint8)
+    return out
 
 
 def describe(batch: Batch) -> str:

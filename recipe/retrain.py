@@ -1,8 +1,10 @@
 """The true outputs: train on the weighted training set, then measure."""
 
+import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
@@ -12,9 +14,16 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
 from recipe.setting import Measure, Parameters, Setting
+from recipe.shards import Shard, Trained, outputs_of, split, train_runs, train_shards
+from recipe.stores.bank import Bank
+from recipe.stores.fingerprint import run_keys
 from recipe.training import stack
 
+__all__ = ["Retrain", "train_runs"]
+
 MEMORY_BYTES = 2**30  # of parameters that stay in memory for `on` and for asking again
+
+Wanted = Mapping[str, tuple[Tensor, int]]  # runs (weights (n,), seed) by key
 
 
 class Retrain(OutputFunction):
@@ -26,9 +35,11 @@ class Retrain(OutputFunction):
     Args:
         setting: what to train and what to measure.
         seeds: one run for each.
+        bank: where runs are looked up before they are trained, and kept for other processes and later days.
+        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
-        ValueError: no seeds, or one twice.
+        ValueError: no seeds, or one twice; a bank of another setting.
 
     Example:
         >>> from recipe import Newton, Setting
@@ -39,11 +50,14 @@ class Retrain(OutputFunction):
         torch.Size([20])
     """
 
-    def __init__(self, setting: Setting, seeds: Sequence[int] = (0,)) -> None:
+    def __init__(
+        self, setting: Setting, seeds: Sequence[int] = (0,), bank: Bank | None = None, executor: Executor | None = None
+    ) -> None:
         self._setting = setting
-        self.seeds = tuple(seeds)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"Retrain needs distinct seeds, at least one; got {self.seeds}.")
+        self.seeds = _distinct(seeds)
+        self.bank, self.executor = bank, executor
+        if bank is not None:
+            bank.admit(setting)
         self._runs = _Runs()
         self._measured: dict[str, Tensor] = {}  # outputs (m,) by run, small enough to keep
 
@@ -80,8 +94,8 @@ class Retrain(OutputFunction):
 
     def on(self, targets: Any = None, output: Measure | None = None) -> "Retrain":
         """The same runs, measured on other targets or by another output; what is remembered trains no more."""
-        other = Retrain(self.setting.on(targets, output), self.seeds)
-        other._runs = self._runs
+        other = copy.copy(self)
+        other._setting, other._measured = self.setting.on(targets, output), {}
         return other
 
     def runs(self) -> "list[Retrain]":
@@ -90,52 +104,84 @@ class Retrain(OutputFunction):
 
     def with_seeds(self, seeds: Sequence[int]) -> "Retrain":
         """The same function over other seeds, sharing what is remembered."""
-        other = Retrain(self.setting, seeds)
-        other._runs, other._measured = self._runs, self._measured
+        other = copy.copy(self)
+        other.seeds = _distinct(seeds)
         return other
 
     def parameters(self, weights: Tensor, added: Batch | None = None) -> Parameters:
         """Trained parameters for `(n,)` weights, stacked over the seeds."""
         w = self.setting.check_weights(weights).detach()
-        return stack(self._trained([(w, seed) for seed in self.seeds], added))
+        wanted = {_key(w, seed, added): (w, seed) for seed in self.seeds}
+        names = self._names(wanted, added)
+        found = self._remembered(list(wanted), names)
+        for keys, trained in self._train({k: run for k, run in wanted.items() if k not in found}, names, added):
+            found.update(zip(keys, trained.parameters, strict=True))
+        return stack([found[key] for key in wanted])
 
     # ---- inside ----------------------------------------------------------------------------------------------------
     def _outputs(self, runs: list[tuple[Tensor, int]], added: Batch | None) -> Tensor:
         keys = [_key(w, seed, added) for w, seed in runs]
-        new = [(key, run) for key, run in dict(zip(keys, runs, strict=True)).items() if key not in self._measured]
-        size = sum(t.nbytes for t in self.setting.initial(0).values())
-        block = max(1, MEMORY_BYTES // size)  # so that no run of a block is forgotten before it is measured
-        for part in (new[i : i + block] for i in range(0, len(new), block)):
-            outputs = outputs_of(self.setting, self._trained([run for _, run in part], added))
-            self._measured.update(zip((key for key, _ in part), outputs, strict=True))
+        wanted = {key: run for key, run in zip(keys, runs, strict=True) if key not in self._measured}
+        if wanted:
+            self._measure(wanted, added)
         return torch.stack([self._measured[key] for key in keys])
 
-    def _trained(self, runs: list[tuple[Tensor, int]], added: Batch | None) -> list[Parameters]:
-        keys = [_key(w, seed, added) for w, seed in runs]
-        found = {key: kept for key in keys if (kept := self._runs.get(key)) is not None}
-        missing = {key: run for key, run in zip(keys, runs, strict=True) if key not in found}
-        if missing:
-            weights = torch.stack([w for w, _ in missing.values()])
-            seeds = [seed for _, seed in missing.values()]
-            trained = train_runs(self.setting, weights, seeds, added)
-            for key, parameters in zip(missing, trained, strict=True):
-                found[key] = parameters
+    def _measure(self, wanted: Wanted, added: Batch | None) -> None:
+        """Outputs from the bank, else from parameters that are still there, else by training."""
+        names = self._names(wanted, added)
+        if self.bank is not None:
+            banked = self.bank.outputs(self.setting, list(names.values()))
+            self._measured.update({key: banked[name] for key, name in names.items() if name in banked})
+        left = [key for key in wanted if key not in self._measured]
+        block = max(1, MEMORY_BYTES // _nbytes(self.setting.initial(0)))
+        for keys in (left[i : i + block] for i in range(0, len(left), block)):
+            if there := self._remembered(keys, names):
+                outputs = outputs_of(self.setting, list(there.values()))
+                self._measured.update(zip(there, outputs, strict=True))
+                if self.bank is not None:
+                    self.bank.add(self.setting, [names[key] for key in there], outputs)
+        for _ in self._train({key: wanted[key] for key in left if key not in self._measured}, names, added):
+            pass
+
+    def _train(
+        self, wanted: Wanted, names: Mapping[str, str], added: Batch | None
+    ) -> Iterator[tuple[list[str], Trained]]:
+        """Train and measure runs in parts, keep what comes of each, and show it with the runs' keys."""
+        if not wanted:
+            return
+        runs = list(wanted.values())
+        parts = [list(part) for part in split(self.setting, runs)]
+        shards = [Shard(torch.stack([runs[i][0] for i in p]), tuple(runs[i][1] for i in p), added) for p in parts]
+        by_part = [[list(wanted)[i] for i in part] for part in parts]
+        for number, trained in train_shards(self.setting, shards, self.executor):
+            keys = by_part[number]
+            self._measured.update(zip(keys, trained.outputs, strict=True))
+            for key, parameters in zip(keys, trained.parameters, strict=True):
                 self._runs.put(key, parameters)
-        return [found[key] for key in keys]
+            if self.bank is not None:
+                self.bank.add(self.setting, [names[key] for key in keys], trained.outputs, shards[number], trained)
+            yield keys, trained
+
+    def _remembered(self, keys: Sequence[str], names: Mapping[str, str]) -> dict[str, Parameters]:
+        """Parameters of those runs that are still in memory, or in the bank."""
+        found = {key: kept for key in keys if (kept := self._runs.get(key)) is not None}
+        if self.bank is not None:
+            banked = self.bank.trained(self.setting, [names[key] for key in keys if key not in found])
+            found.update({key: banked[names[key]] for key in keys if key not in found and names[key] in banked})
+        return found
+
+    def _names(self, wanted: Wanted, added: Batch | None) -> dict[str, str]:
+        """What the runs are called in the bank, where there is one."""
+        if self.bank is None:
+            return {}
+        weights, seeds = [w for w, _ in wanted.values()], [seed for _, seed in wanted.values()]
+        return dict(zip(wanted, run_keys(self.setting, weights, seeds, added), strict=True))
 
 
-def train_runs(setting: Setting, weights: Tensor, seeds: Sequence[int], added: Batch | None = None) -> list[Parameters]:
-    """Parameters of r runs, one dictionary each: one run by `train`, several by `train_many`."""
-    if len(seeds) == 1:
-        return [setting.algorithm.train(setting, weights[0], seeds[0], added)]
-    stacked = setting.algorithm.train_many(setting, weights, seeds, added)
-    return [{name: t[i].clone() for name, t in stacked.items()} for i in range(len(seeds))]
-
-
-def outputs_of(setting: Setting, runs: Sequence[Parameters]) -> Tensor:
-    """Outputs `(r, m)` of r trained models on the setting's targets."""
-    with torch.no_grad():
-        return torch.stack([setting.outputs(parameters) for parameters in runs])
+def _distinct(seeds: Sequence[int]) -> tuple[int, ...]:
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"Retrain needs distinct seeds, at least one; got {tuple(seeds)}.")
+    return tuple(seeds)
 
 
 class _Runs:

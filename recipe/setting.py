@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -118,6 +119,16 @@ class Setting:
     def n(self) -> int:
         """The number of training examples."""
         return batches.size(self.pool)
+
+    @cached_property
+    def examples(self) -> np.ndarray:
+        """What identifies the examples of the universe by their content, `(n, 16)` bytes."""
+        return batches.example_hashes(self.pool)
+
+    @property
+    def contents(self) -> str:
+        """What identifies the universe by its examples and their order."""
+        return batches.content_hash((torch.from_numpy(self.examples),))
 
     @cached_property
     def output_shape(self) -> tuple[int, ...]:

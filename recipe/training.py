@@ -259,6 +259,12 @@ def _chunks(plans: Sequence[Plan], room: int) -> list[list[int]]:
     return [g[i : i + room] for g in groups.values() for i in range(0, len(g), room)]
 
 
+def runs_at_once(algorithm: Minibatch, setting: Setting) -> int:
+    """How many runs on the whole universe train together."""
+    plan = algorithm.plan(torch.ones(setting.n))
+    return _runs_at_once(algorithm, setting, setting.pool, plan.batch)
+
+
 def _runs_at_once(algorithm: Minibatch, setting: Setting, data: Batch, batch: int) -> int:
     """How many runs fit `CHUNK_BYTES`: parameters, gradient, optimiser state and what autograd keeps of one step."""
     theta = setting.initial(0)

@@ -1,0 +1,146 @@
+"""Where work runs: here, in other processes, on many machines; through Python's `concurrent.futures.Executor`.
+
+    Retrain(setting, seeds)                                                   # here, vectorised
+    Retrain(setting, seeds, executor=Processes(8))                            # eight processes of this machine
+    Retrain(setting, seeds, executor=dask.distributed.Client(...).get_executor())     # a cluster
+
+Any executor will do whose workers are processes. Threads are safe but train one part at a time, since models are seeded
+through torch's one generator.
+"""
+
+import multiprocessing
+import os
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+import torch
+
+DEATHS = 3  # of workers that run a task alone, before the task is to blame
+
+
+class WorkerDiedError(RuntimeError):
+    """Worker processes died, again and again, over one task; the message says which."""
+
+
+class Processes(Executor):
+    """Worker processes on this machine, replaced when one dies (killed for memory, say).
+
+    `ProcessPoolExecutor` gives up for good when a worker dies; this one starts new ones, and who waits for a result
+    asks again. The cores are shared among the workers.
+
+    Args:
+        workers: how many; default one a core.
+
+    Example:
+        >>> with Processes(1) as executor:
+        ...     executor.submit(abs, -3).result()
+        3
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or len(os.sched_getaffinity(0))
+        if self.workers < 1:
+            raise ValueError(f"Processes needs at least one worker; got {workers}.")
+        self._pool = self._start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """See `concurrent.futures.Executor.submit`."""
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            self._pool.shutdown(wait=True)
+            self._pool = self._start()
+            return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See `concurrent.futures.Executor.shutdown`."""
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def _start(self) -> ProcessPoolExecutor:
+        # Not forked: a fork of a process whose libraries have threads may hang.
+        threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.workers, context, initializer=torch.set_num_threads, initargs=(threads,))
+
+
+def completed(
+    executor: Executor, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], names: Sequence[str]
+) -> Iterator[tuple[int, Any]]:
+    """`(i, function(*tasks[i]))` as results come.
+
+    A task whose worker died is tried again where the executor replaces workers: alone, so that a task that kills its
+    workers is found out.
+
+    Raises:
+        WorkerDiedError: workers died over a task again and again, or the executor does not replace them.
+        Exception: what a task raised, with a note that names the task.
+    """
+    waiting, suspects = deque(range(len(tasks))), deque[int]()
+    deaths = [0] * len(tasks)
+    flying: dict[Future[Any], int] = {}
+    most = executor.workers + 1 if isinstance(executor, Processes) else len(tasks)
+    try:
+        while waiting or suspects or flying:
+            while len(flying) < (1 if suspects else most) and (suspects or waiting):
+                i = (suspects or waiting).popleft()
+                flying[executor.submit(function, *tasks[i])] = i
+                if deaths[i]:
+                    break  # alone
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                i = flying.pop(future)
+                try:
+                    result = future.result()
+                except BrokenExecutor as error:
+                    deaths[i] += 1
+                    _check_replaced(executor, names[i], deaths[i], error)
+                    suspects.append(i)
+                    continue
+                except Exception as error:
+                    error.add_note(f"while {names[i]}")
+                    raise
+                yield i, result
+    finally:
+        for future in flying:
+            future.cancel()
+
+
+def _check_replaced(executor: Executor, name: str, deaths: int, error: BaseException) -> None:
+    if not isinstance(executor, Processes):
+        raise WorkerDiedError(
+            f"A worker of {type(executor).__name__} died while {name}, and this executor does not replace workers. "
+            "What was complete is in the bank, if there is one: start again, with `recipe.Processes(workers)` or a "
+            "Dask cluster, which do."
+        ) from error
+    if deaths > DEATHS:
+        raise WorkerDiedError(
+            f"Workers died {deaths} times while {name}, the last times with nothing beside it. It may need more memory "
+            "than there is, or crash; try it in this process, without an executor."
+        ) from error
+
+
+def dumps(value: Any, what: str) -> bytes:
+    """The value as bytes for a worker; functions by value where cloudpickle (which Dask brings) is installed.
+
+    Raises:
+        ValueError: it cannot travel.
+    """
+    try:
+        import cloudpickle as pickler
+    except ImportError:
+        pickler = pickle
+    try:
+        return bytes(pickler.dumps(value))
+    except Exception as error:
+        raise ValueError(
+            f"{what} cannot travel to another process: {error}. Define models, outputs and data sets at the top of a "
+            "module instead of as lambdas or in a notebook, or install cloudpickle (`pip install "
+            "plug-in-recipe[cluster]`), and keep open files and locks out of data sets."
+        ) from error
+
+
+def loads(data: bytes) -> Any:
+    """What `dumps` wrote: bytes that a coordinator sent to its own worker, never what lies in a store."""
+    return pickle.loads(data)

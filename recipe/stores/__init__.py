@@ -1,0 +1,6 @@
+"""Stores: what outlives the process, on a local disk or at any fsspec address; a file is one kind of store."""
+
+from recipe.stores.bank import Bank
+from recipe.stores.segments import DamagedError
+
+__all__ = ["Bank", "DamagedError"]
