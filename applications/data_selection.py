@@ -1,26 +1,101 @@
 """Data selection: which training points make the targets' losses small?
 
-    minimise  mean_j loss(f_j(w))   over subsets w of the wanted size (per group, within a budget),
+    minimise  mean_j loss(f_j(w)) + redundancy(w)   over subsets w of the wanted size, quotas, costs, points in or out,
 
 with f the losses on target examples, or their margins, `loss = log(1 + exp(-margin))`. A linear datamodel of losses
-makes it a sum over points, so that the best subset is a top-k.
+makes it a sum over points, so that the best subset is a top-k. Of several target sets the mean may be weighted, or the
+worst one is what counts: `max_s mean_{j in s} loss(f_j(w))`, which `Convex` solves exactly over datamodels of losses.
+
+Counts (`repeats`) are weights: a point of count 2 counts twice in the weighted mean of its batch.
 
 Reference: Engstrom, Feldmann, Madry, "DsDm: Model-Aware Dataset Selection with Datamodels", 2024, arXiv:2401.12926.
 
 The targets are what is optimised: measure the gain on other examples, `f.on(test, Correct())`.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from applications._target_loss import target_loss
-from recipe.datamodel import OutputFunction
+from recipe import batch as batches
+from recipe.batch import Batch
+from recipe.datamodel import Estimator, OutputFunction
 from recipe.feasible import Subset
 from recipe.outputs import Loss
-from recipe.problem import Baseline, Minimize, Problem
+from recipe.problem import Baseline, Minimize, Problem, Solver
+from recipe.run import Solution, solve
+from recipe.setting import Setting
+from recipe.solvers import Greedy
+
+Size = int | float | tuple[int | float, int | float]
+
+
+class Redundancy(Protocol):
+    """What the objective pays for points that are alike, such as `Alike` and `FacilityLocation`."""
+
+    def __call__(self, w: Any, size: int) -> Any:
+        """A scalar for weights `(n,)`, of which at most `size` are chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetSets:
+    """Several target sets in one: each example of the targets belongs to one.
+
+    Args:
+        groups: `(targets,)` integers, the set of each.
+        weights: of each set, by its integer; None weighs all alike. They need not sum to 1.
+        worst: the worst set counts instead of the mean.
+
+    Raises:
+        ValueError: groups that are no integers, weights that are negative or of other sets, weights with `worst`.
+
+    Example:
+        >>> TargetSets(torch.tensor([0, 0, 0, 1]), weights={0: 1.0, 1: 3.0}).of(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor(3.5000)
+        >>> TargetSets(torch.tensor([0, 0, 0, 1]), worst=True).of(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor(4.)
+    """
+
+    groups: Tensor
+    weights: Mapping[int, float] | None = None
+    worst: bool = False
+
+    def __post_init__(self) -> None:
+        if self.groups.ndim != 1 or self.groups.is_floating_point() or not len(self.groups):
+            raise ValueError(
+                f"Expected the set of each target, (targets,) integers; got {tuple(self.groups.shape)} of "
+                f"{self.groups.dtype}."
+            )
+        if self.weights is None:
+            return
+        if self.worst:
+            raise ValueError("The worst set counts whatever its weight: pass weights or worst=True, not both.")
+        known = set(self.groups.tolist())
+        if set(self.weights) != known or not all(0 <= w < float("inf") for w in self.weights.values()):
+            raise ValueError(
+                f"Expected a weight of at least 0 for each of the target sets {sorted(known)}; got "
+                f"{dict(self.weights)}."
+            )
+        if not sum(self.weights.values()) > 0:
+            raise ValueError("All target sets have the weight 0: there is nothing to optimise. Raise one.")
+
+    def of(self, losses: Any) -> Any:
+        """One number of losses `(targets,)`, or of a cvxpy expression."""
+        if losses.shape[-1:] != self.groups.shape:
+            raise ValueError(f"There are {losses.shape[-1]} outputs; the target sets are for {len(self.groups)}.")
+        values, rows, counts = self.groups.cpu().unique(return_inverse=True, return_counts=True)
+        means = torch.zeros(len(values), len(rows), dtype=torch.double)
+        means[rows, torch.arange(len(rows))] = (1 / counts.double())[rows]
+        shares = torch.tensor([1.0 if self.weights is None else self.weights[int(v)] for v in values]).double()
+        A: Any = means if self.worst else (shares / shares.sum()) @ means
+        A = A.to(losses) if isinstance(losses, Tensor) else A.numpy()
+        return (A @ losses).max() if self.worst else A @ losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +103,24 @@ class DataSelection:
     """Choose `size` training points that make the mean target loss small.
 
     Args:
-        size: how many points, `k` or `(at least, at most)`.
+        size: how many points, `k`, a share of all such as `0.3`, or `(at least, at most)` of these.
         groups: `(n,)` integers, a group for every point; goes with `quotas`.
-        quotas: for a group, how many of its points, `k` or `(at least, at most)`.
+        quotas: for a group, how many of its points, `k` or `(at least, at most)`; see `balanced`.
         costs: `(n,)`, what a point costs; goes with `budget`.
         budget: what the chosen points may cost together.
+        include: indices of points that must be chosen.
+        exclude: indices of points that must not be.
+        repeats: how often a point may be chosen; above 1 the decision holds counts.
+        redundancy: what the objective pays for points that are alike, `Alike(...)` or `FacilityLocation(...)`.
+        sets: what the targets are made of, where they are several sets.
         draws: how many random subsets the baseline averages over.
         seed: of the random baseline.
 
     Raises on use:
-        ValueError: no subset is allowed.
+        ValueError: no subset is allowed, and why.
+
+    Warns on use:
+        UserWarning: targets that the universe contains.
 
     Example:
         >>> import torch
@@ -45,24 +128,38 @@ class DataSelection:
         >>> f_hat = LinearDatamodel(torch.zeros(1), torch.tensor([[-1.0, 2.0, -3.0]]))
         >>> solve(DataSelection(size=1), f_hat, TopK()).decision
         tensor([0., 0., 1.])
+        >>> solve(DataSelection(size=3, exclude=torch.tensor([1]), repeats=2), f_hat, TopK()).decision
+        tensor([1., 0., 2.])
     """
 
-    size: int | tuple[int, int]
+    size: Size
     groups: Tensor | None = None
     quotas: Mapping[int, int | tuple[int, int]] | None = None
     costs: Tensor | None = None
     budget: float | None = None
+    include: Tensor | None = None
+    exclude: Tensor | None = None
+    repeats: int = 1
+    redundancy: Redundancy | None = None
+    sets: TargetSets | None = None
     draws: int = 3
     seed: int = 0
 
     def problem(self, f: OutputFunction) -> Problem:
-        """Minimise the mean target loss; the decision is `(n,)` zeros and ones.
+        """Minimise the mean target loss; the decision is `(n,)` zeros and ones, or counts.
 
         Baselines: everything ("do nothing"), random subsets, and the points of lowest loss under a model trained on
         everything, the filter that needs no attribution.
         """
-        feasible = Subset(f.n, self.size, groups=self.groups, quotas=self.quotas, costs=self.costs, budget=self.budget)
+        feasible = self.subset(f.n)
         generator, loss = torch.Generator().manual_seed(self.seed), target_loss(f)
+        if f.setting is not None and not f.seeds:
+            _warn_of_overlap(f.setting)
+
+        def objective(w: Any) -> Any:
+            losses = loss(f(w))
+            value = losses.mean() if self.sets is None else self.sets.of(losses)
+            return value if self.redundancy is None else value + self.redundancy(w, feasible.sizes[1])
 
         def lowest_loss(true: OutputFunction) -> Tensor:
             assert true.setting is not None
@@ -74,4 +171,124 @@ class DataSelection:
             "random": [feasible.sample(generator) for _ in range(self.draws)],
             **({} if f.setting is None else {"lowest loss": lowest_loss}),
         }
-        return Problem(Minimize(lambda w: loss(f(w)).mean()), torch.ones(f.n), feasible, lambda w: (w, None), baselines)
+        return Problem(Minimize(objective), torch.ones(f.n), feasible, lambda w: (w, None), baselines)
+
+    def subset(self, n: int) -> Subset:
+        """The limits as a feasible set over n points."""
+        limits = {name: getattr(self, name) for name in ("groups", "quotas", "costs", "budget", "include", "exclude")}
+        return Subset(n, _points(self.size, n), **limits, repeats=self.repeats)
+
+
+def select(
+    setting: Setting,
+    size: Size,
+    estimator: Estimator,
+    solver: Solver | None = None,
+    *,
+    groups: Any = None,
+    quotas: Mapping[Any, int | tuple[int, int]] | None = None,
+    costs: Any = None,
+    **more: Any,
+) -> Solution:
+    """Fit, and choose training points: the common case in one call.
+
+    Args:
+        setting: what to train on what, and the targets.
+        size: how many points, or a share of them.
+        estimator: fits the datamodel, for example `EKFACCG(models=5, lazy=True)`.
+        solver: default `Greedy(refit=4)`: in four stages, with a new datamodel in each.
+        groups: `(n,)` of anything that can be compared, such as the names of sources.
+        quotas: of these groups; default as many of each as can be (`balanced`).
+        costs: `(n,)` numbers; goes with `budget`.
+        more: what else `DataSelection` takes: `budget`, `include`, `exclude`, `repeats`, `redundancy`, `sets`.
+
+    Returns:
+        A solution with `indices`, `mask`, `frame()`, `of(dataset)`, and `write(path)`; pass it to `verify`.
+
+    Raises:
+        ValueError: no subset is allowed, and why, before anything is trained.
+
+    Example:
+        >>> from estimators.influence import Influence
+        >>> from recipe import Loss, Newton
+        >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
+        >>> setting = Setting(lambda: torch.nn.Linear(3, 2), (x, y), (x + 1, y), Newton(l2=0.1), output=Loss())
+        >>> solution = select(setting, size=6, estimator=Influence(), groups=["odd" if i % 2 else "even" for i in y])
+        >>> y[solution.indices].bincount()
+        tensor([3, 3])
+    """
+    limits: dict[str, Any] = {"size": size, **more}
+    if groups is not None:
+        names, rows = np.unique(np.asarray(groups), return_inverse=True)
+        limits["groups"] = torch.from_numpy(rows)
+        limits["quotas"] = _by_row(quotas, names.tolist()) if quotas else None
+        if not quotas:
+            most = _points(size, setting.n)
+            limits["quotas"] = balanced(limits["groups"], most[1] if isinstance(most, tuple) else most)
+    elif quotas is not None:
+        limits["quotas"] = quotas
+    if costs is not None:
+        limits["costs"] = torch.as_tensor(np.asarray(costs))
+    task = DataSelection(**limits)
+    task.subset(setting.n)  # refuses what is impossible before the long work
+    return solve(task, estimator.fit(setting), solver or Greedy(refit=4), estimator, setting)
+
+
+def balanced(groups: Tensor, size: int) -> dict[int, tuple[int, int]]:
+    """Quotas that take as equally many points of each group as there are: smaller groups whole, the others alike.
+
+    >>> balanced(torch.tensor([0, 1, 1, 1, 1, 2, 2, 2]), size=6)
+    {0: (1, 1), 1: (2, 3), 2: (2, 3)}
+    """
+    values, counts = (part.tolist() for part in groups.unique(return_counts=True))
+    left, level = size, 0.0
+    for done, count in enumerate(sorted(counts)):
+        level = left / (len(counts) - done)
+        if count > level:
+            break
+        left -= count
+    low, high = int(level), -int(-level // 1)
+    return {value: (min(count, low), min(count, high)) for value, count in zip(values, counts, strict=True)}
+
+
+def overlap(setting: Setting) -> int:
+    """How many targets are in the universe too: the same inputs, whatever the label."""
+    pool, probe = (_rows(batch) for batch in (setting.pool, setting.probe))
+    wanted = set(probe)
+    found = {row for row in pool if row in wanted}
+    return sum(row in found for row in probe)
+
+
+def _rows(batch: Batch) -> list[bytes]:
+    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch[:-1])
+    parts = [t.detach().cpu().flatten(1).contiguous() for k, t in sorted(named) if k != batches.LABELS and t.ndim]
+    arrays = [part.view(torch.uint8).numpy() for part in parts]
+    return [b"".join(row.tobytes() for row in each) for each in zip(*arrays, strict=True)]
+
+
+def _warn_of_overlap(setting: Setting) -> None:
+    if "overlap" not in setting.__dict__:  # looked at once a setting; the same one is solved again by each refit
+        setting.__dict__["overlap"] = overlap(setting)
+        if count := setting.__dict__["overlap"]:
+            warnings.warn(
+                f"{count} of {len(batches.labels(setting.probe))} targets are in the universe too: a point helps "
+                "itself most, so that the predicted gain says little. Drop them from one of the two.",
+                stacklevel=4,
+            )
+
+
+def _points(size: Size, n: int) -> Any:
+    """A size in points: shares of n become whole numbers."""
+    if isinstance(size, (tuple, list)):
+        return tuple(_points(one, n) for one in size)
+    if isinstance(size, float) and not 0 < size < 1:
+        raise ValueError(f"Expected a size in points, or a share of all between 0 and 1; got {size}.")
+    return round(size * n) if isinstance(size, float) else size
+
+
+def _by_row(quotas: Mapping[Any, int | tuple[int, int]], names: Sequence[Any]) -> dict[int, int | tuple[int, int]]:
+    """Quotas by the position of a group among the sorted names."""
+    unknown = [name for name in quotas if name not in names]
+    if unknown:
+        raise ValueError(f"There is a quota for group {unknown[0]!r}, which has no points; groups: {names}.")
+    return {names.index(name): quota for name, quota in quotas.items()}

@@ -10,7 +10,9 @@ from recipe.calculus import GaussNewton, Hessian
 from recipe.calibration import Calibrated, calibrated
 from recipe.checks import Checks, check, fragility, leave_out, mixed_data
 from recipe.composition import Ensemble, Ensembling, Scaled, Scaling, effects_of
+from recipe.contrastive import Contrastive, ImageText
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
+from recipe.diversity import Alike, FacilityLocation
 from recipe.executors import Processes, WorkerDiedError
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.inverses import CG, Arnoldi, DataInf, Dense, LiSSA, Nystroem
@@ -23,9 +25,10 @@ from recipe.random_subsets import random_subsets
 from recipe.retrain import Retrain
 from recipe.run import Solution, Verification, solve, verify
 from recipe.scores import Convention, from_scores
+from recipe.selection_path import SelectionPath, selection_path
 from recipe.setting import Checkpoint, Forward, Setting
 from recipe.size_correction import SizeCorrected, SizeCorrecting
-from recipe.solvers import Convex, GradientAscent, Greedy, TopK
+from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Metagradient, TopK
 from recipe.stores import Bank, DamagedError
 from recipe.training import DivergedError
 
@@ -35,6 +38,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "Algorithm",
+    "Alike",
     "Arnoldi",
     "Ball",
     "Bank",
@@ -43,6 +47,7 @@ __all__ = [
     "Calibrated",
     "Checkpoint",
     "Checks",
+    "Contrastive",
     "Convention",
     "Convex",
     "Correct",
@@ -55,19 +60,23 @@ __all__ = [
     "Ensemble",
     "Ensembling",
     "Estimator",
+    "FacilityLocation",
     "Feasible",
     "Forward",
     "Free",
     "GaussNewton",
     "GradientAscent",
     "Greedy",
+    "GumbelTopK",
     "Hessian",
+    "ImageText",
     "LiSSA",
     "LinearDatamodel",
     "Logits",
     "Loss",
     "Margin",
     "Maximize",
+    "Metagradient",
     "Minimize",
     "Newton",
     "Nystroem",
@@ -78,6 +87,7 @@ __all__ = [
     "Retrain",
     "Scaled",
     "Scaling",
+    "SelectionPath",
     "Setting",
     "SizeCorrected",
     "SizeCorrecting",
@@ -100,6 +110,7 @@ __all__ = [
     "mixed_data",
     "random_subsets",
     "records_origin",
+    "selection_path",
     "solve",
     "verify",
 ]

@@ -79,6 +79,35 @@ def read_points(text: str) -> Tensor:
     return torch.tensor(points)
 
 
+def read_quota(text: str) -> tuple[int, int | tuple[int, int]]:
+    """A group and how many of its points: `3=20`, or `3=10:30` from fewest to most.
+
+    >>> read_quota("3=10:30")
+    (3, (10, 30))
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        group, limit = text.split("=")
+        low, *high = (int(part) for part in limit.split(":"))
+        (most,) = high or (None,)
+        return int(group), low if most is None else (low, most)
+    except ValueError:
+        raise ValueError(f"Expected a quota as group=k or group=fewest:most, for example 3=20; got {text!r}.") from None
+
+
+def read_numbers(text: str) -> Tensor:
+    """A vector of numbers from a `.npy` file. Raises `ValueError` for anything else, `FileNotFoundError` for none."""
+    path = Path(text)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; expected a .npy file with a number for each point.")
+    values = np.load(path, allow_pickle=False)
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise ValueError(f"{path} must hold a number for each point; got {values.dtype} of shape {values.shape}.")
+    return torch.from_numpy(values if values.dtype.kind == "f" else values.astype(np.int64))
+
+
 def read_range(text: str) -> tuple[float, float]:
     """Two numbers, `low:high`. Raises `ValueError` for anything else."""
     try:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe import plugins
-from recipe.arguments import read_entry, read_points, read_range, read_size
+from recipe.arguments import read_entry, read_numbers, read_points, read_quota, read_range, read_size
 from recipe.datamodel import OutputFunction
+from recipe.exports import SUFFIXES
 from recipe.feasible import Box
 from recipe.lds import lds as score
 from recipe.options import Choice, Options, TaskOptions, command, say, text_of, user_errors
@@ -108,13 +109,53 @@ class Job:
 def select(
     options: TaskOptions,
     size: Annotated[str, typer.Option(metavar="K", help="How many points: 300, 0.3 of all, or fewest:most.")],
+    groups: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The group of each point, .npy of integers; 'labels': its label.")
+    ] = None,
+    quotas: Annotated[
+        list[str], typer.Option("--quota", metavar="G=K", help="How many of a group: 3=20 or 3=10:30. Repeat it.")
+    ] = [],  # noqa: B006
+    costs: Annotated[str | None, typer.Option(metavar="FILE", help="What each point costs, .npy.")] = None,
+    budget: Annotated[float | None, typer.Option(help="What the chosen points may cost together.")] = None,
+    include: Annotated[str | None, typer.Option(metavar="POINTS", help="Points that must be chosen.")] = None,
+    exclude: Annotated[str | None, typer.Option(metavar="POINTS", help="Points that must not be.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often a point may be chosen.")] = 1,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A table with scores (.csv, .parquet) or indices (.npy, .txt).")
+    ] = None,
 ) -> str:
     """Choose the training points that make the targets' losses small."""
     job = Job.of("select", options, Loss())
-    task = job.kind(size=read_size(size, job.f.n))
+    if write is not None and write.suffix not in SUFFIXES:
+        raise ValueError(f"Expected --write FILE to end in {', '.join(sorted(SUFFIXES))}; got {write}.")
+    group = None if groups is None else _groups(groups, job.f)
+    task = job.kind(
+        size=read_size(size, job.f.n),
+        groups=group,
+        quotas=_quotas(quotas, job, group, read_size(size, job.f.n)),
+        costs=None if costs is None else read_numbers(costs),
+        budget=budget,
+        include=None if include is None else read_points(include),
+        exclude=None if exclude is None else read_points(exclude),
+        repeats=repeats,
+    )
     job.announce(_sets(task, job.f))
     _, solution, parts = job.answer(task)
-    return options.report({**parts, "chosen": _where(solution.decision == 1)})
+    if write is not None:
+        solution.write(write)
+        say(f"Written to {write}.")
+    return options.report({**parts, "chosen": solution.indices.tolist()})
+
+
+def _groups(text: str, f: Retrain) -> Tensor:
+    return batches.labels(f.setting.pool) if text == "labels" else read_numbers(text)
+
+
+def _quotas(quotas: Sequence[str], job: Job, groups: Tensor | None, size: int | tuple[int, int]) -> Any:
+    """The quotas asked for; with groups and without quotas, as many of each as can be."""
+    if quotas or groups is None:
+        return dict(map(read_quota, quotas)) or None
+    return job.helpers.balanced(groups, size[1] if isinstance(size, tuple) else size)
 
 
 @command(app, "unlearn")

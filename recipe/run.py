@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipe import exports
 from recipe.batch import content_hash
 from recipe.datamodel import Origin, OutputFunction
 from recipe.problem import Baseline, Problem, Solver, Task
@@ -32,6 +33,8 @@ class Solution:
         predicted: the objective's predicted value.
         provenance: estimator, solver and task with their parameters, seeds, package versions, content hashes of the
             data, seconds, and what the solver noted.
+        scores: of the decision's shape: what more of each entry would improve, `sense * gradient` of the objective at
+            the decision; None where there is no gradient.
     """
 
     task: Task
@@ -39,6 +42,29 @@ class Solution:
     outputs: Tensor
     predicted: float
     provenance: Mapping[str, Any] = field(repr=False)
+    scores: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def indices(self) -> Tensor:
+        """Indices of the chosen training points, ascending; a point of count 2 stands there twice."""
+        return exports.indices_of(self.decision)
+
+    @property
+    def mask(self) -> Tensor:
+        """Booleans `(n,)`: which training points are chosen."""
+        return exports.counts_of(self.decision) > 0
+
+    def frame(self) -> Any:
+        """A pandas table of all training points: index, chosen (how often), score, rank."""
+        return exports.frame_of(self.decision, self.scores)
+
+    def of(self, data: Any) -> Any:
+        """The chosen part of a data set of the universe's length: tensors, torch `Dataset` or `datasets.Dataset`."""
+        return exports.part_of(data, self.decision)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """The table as `.csv` or `.parquet`, or the indices as `.npy` or `.txt`."""
+        exports.write(path, self.decision, self.scores)
 
     def __str__(self) -> str:
         lines = [("task", _brief(self.provenance["task"]))]
@@ -58,7 +84,7 @@ class Solution:
 
     def fill(self, folder: Folder) -> None:
         """Write into a folder that is being filled."""
-        names = ("task", "decision", "outputs", "predicted")
+        names = ("task", "decision", "outputs", "predicted", "scores")
         document = {name: folder.encode(getattr(self, name)) for name in names}
         folder.write("solution.json", {"format": FORMAT, **document, "provenance": dict(self.provenance)})
 
@@ -81,6 +107,7 @@ class Solution:
             outputs=folder.decode(document["outputs"]),
             predicted=folder.decode(document["predicted"]),
             provenance=document["provenance"],
+            scores=folder.decode(document.get("scores")),
         )
 
 
@@ -201,7 +228,15 @@ def solve(
         "seconds": seconds,
         "versions": versions(),
     }
-    return Solution(task, decision, outputs, task.problem(newest[0]).value(decision), provenance)
+    last = task.problem(newest[0])
+    return Solution(task, decision, outputs, last.value(decision), provenance, _scores(last, decision))
+
+
+def _scores(problem: Problem, decision: Tensor) -> Tensor | None:
+    try:
+        return problem.objective.sense * problem.gradient(decision)
+    except ValueError:  # an objective without a gradient, such as that of really retraining
+        return None
 
 
 def verify(solution: Solution, f: OutputFunction) -> Verification:

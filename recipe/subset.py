@@ -1,9 +1,18 @@
-"""Subsets of the training points, limited in size, by groups and by costs."""
+"""Subsets of the training points: how many, of which groups, at what cost, which ones in any case, how often each.
 
-import math
+    low <= sum x <= high,   fewest_g <= sum of x over group g <= most_g,   costs @ x <= budget,   least <= x <= most,
+
+all at once, for integer x: zeros and ones, or counts where points may repeat. Without costs the best subset for a
+linear score is exact by sorting: take what must be in, then each group's fewest, then the others by score (the greedy
+algorithm on a generalised polymatroid; Frank & Tardos, "Generalized Polymatroids and Submodular Flows", 1988). A point
+that may be taken r times counts as r units, so that the nearest counts to real numbers, a separable concave objective,
+come from the same sort. With costs it is a mixed-integer program.
+"""
+
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,28 +21,34 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 Limit = int | tuple[int, int]  # exactly k, or (fewest, most)
+SHOWN = 5  # points named in an error
 
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Subsets of `n` points, as vectors `(n,)` of zeros and ones.
+    """Subsets of `n` points, as vectors `(n,)` of zeros and ones, or of counts where `repeats` is above 1.
 
     Args:
         n: the size of the universe.
-        size: how many points: `k`, `(fewest, most)`, or None for any number.
+        size: how many points, repeats counted: `k`, `(fewest, most)`, or None for any number.
         groups: `(n,)` integers, the group of each point.
         quotas: how many points of a group, `{group: k}` or `{group: (fewest, most)}`; groups left out are free.
         costs: `(n,)`, not negative; the costs of the chosen points sum to at most `budget`.
         budget: see `costs`.
+        include: indices of points that must be in; one that stands there twice, at least twice.
+        exclude: indices of points that must not be in.
+        repeats: how often a point may be taken, one number or `(n,)`.
 
     Raises:
-        ValueError: no subset satisfies all of this, or the parts do not fit together.
+        ValueError: no subset satisfies all of this, and which parts conflict; or parts do not fit together.
 
     Example:
         >>> Subset(4, size=2).best(torch.tensor([0.1, 0.9, -1.0, 0.5]))
         tensor([0., 1., 0., 1.])
         >>> Subset(4, groups=torch.tensor([0, 0, 1, 1]), quotas={0: 1, 1: 1}).best(torch.tensor([3.0, 4.0, 1.0, 0.0]))
         tensor([0., 1., 1., 0.])
+        >>> Subset(4, size=3, include=torch.tensor([2]), repeats=2).best(torch.tensor([0.1, 0.9, -1.0, 0.5]))
+        tensor([0., 2., 1., 0.])
     """
 
     n: int
@@ -42,10 +57,14 @@ class Subset:
     quotas: Mapping[int, Limit] | None = None
     costs: Tensor | None = None
     budget: float | None = None
+    include: Tensor | None = None
+    exclude: Tensor | None = None
+    repeats: int | Tensor = 1
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"Expected a universe of at least one point; got n = {self.n}.")
+        self._check_points()
         self._check_size()
         if (self.groups is None) != (self.quotas is None):
             raise ValueError("groups and quotas belong together; got one without the other. Pass both or neither.")
@@ -59,34 +78,50 @@ class Subset:
     @property
     def sizes(self) -> tuple[int, int]:
         """Fewest and most points."""
-        return (0, self.n) if self.size is None else _pair(self.size, "size")
+        return (0, int(self.most.sum())) if self.size is None else _pair(self.size, "size")
+
+    @cached_property
+    def least(self) -> Tensor:
+        """How often each point must be in at least, `(n,)` integers."""
+        points = torch.empty(0, dtype=torch.long) if self.include is None else self.include
+        return points.cpu().long().bincount(minlength=self.n)
+
+    @cached_property
+    def most(self) -> Tensor:
+        """How often each point may be in at most, `(n,)` integers."""
+        most = torch.as_tensor(self.repeats).cpu().long().expand(self.n).clone()
+        return most if self.exclude is None else most.index_fill(0, self.exclude.cpu().long(), 0)
 
     def contains(self, decision: Tensor) -> bool:
-        """Whether `decision (n,)` holds zeros and ones only and keeps size, quotas and budget."""
-        if decision.shape != (self.n,) or not bool(((decision == 0) | (decision == 1)).all()):
+        """Whether `decision (n,)` holds whole numbers and keeps all limits; a mask is zeros and ones."""
+        if decision.shape != (self.n,):
             return False
-        chosen = decision == 1
+        x = decision.detach().cpu().double()
+        if not bool(((x == x.round()) & (x >= self.least) & (x <= self.most)).all()):
+            return False
         low, high = self.sizes
-        kept = low <= int(chosen.sum()) <= high
+        kept = low <= int(x.sum()) <= high
         if kept and self.groups is not None:
-            fewest, most, rows = self._group_limits()
-            counts = rows[chosen.to(rows.device)].bincount(minlength=len(fewest))
-            kept = bool(((fewest <= counts) & (counts <= most)).all())
+            group = self._groups
+            counts = torch.zeros(len(group.fewest), dtype=x.dtype).index_add_(0, group.rows, x)
+            kept = bool(((group.fewest <= counts) & (counts <= group.most)).all())
         if kept and self.costs is not None and self.budget is not None:
-            # HiGHS keeps its constraints up to 1e-6, in units of the dearest point (see `_rows`)
+            # HiGHS keeps its constraints up to 1e-6, in units of the dearest point (see `_limits`)
             slack = 1e-6 * max(self.budget, float(self.costs.max()))
-            kept = float(self.costs[chosen.to(self.costs.device)].double().sum()) <= self.budget + slack
+            kept = float(self.costs.cpu().double() @ x) <= self.budget + slack
         return kept
 
     def project(self, decision: Tensor) -> Tensor:
         """The subset nearest to a real vector `(n,)` in L2.
 
-        For x of zeros and ones `|x - d|^2 = |d|^2 + sum(x - 2 d x) = |d|^2 - 2 sum((d - 1/2) x)`, so the nearest subset
-        is the best one for the score `d - 1/2`.
+        The unit that raises a point's count from c to c + 1 lowers `|x - d|^2 / 2` by `d - c - 1/2`: the nearest subset
+        is the best one for these scores, which fall within a point, so that its units are taken in their order.
         """
         if not decision.is_floating_point():
             decision = decision.to(torch.get_default_dtype())
-        return self.best(decision - 0.5)
+        self._check_score(decision)
+        units = self._units
+        return self._choose(decision.detach().cpu()[units.owner] - units.level - 0.5).to(decision)
 
     def best(self, score: Tensor) -> Tensor:
         """The subset with the largest sum of scores `(n,)`; ties go to the first points.
@@ -98,69 +133,113 @@ class Subset:
         Raises:
             ValueError: scores of another shape, or not finite.
         """
-        if score.shape != (self.n,):
-            raise ValueError(f"Expected a score for each of {self.n} points; got the shape {tuple(score.shape)}.")
-        if not bool(score.isfinite().all()):
-            raise ValueError(f"Expected finite scores; got {int((~score.isfinite()).sum())} that are not.")
-        if self.costs is not None:
-            return self._solve_milp(score)
-        if self.groups is not None:
-            return self._best_with_quotas(score)
-        return _largest(score, *self.sizes).to(score)
+        self._check_score(score)
+        return self._choose(score.detach().cpu()[self._units.owner]).to(score)
+
+    def best_between(self, score: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """As `best`, among the subsets x with `low <= x <= high` if there are any; else one of those nearest."""
+        self._check_score(score)
+        units = self._units
+        owner, level = units.owner, units.level
+        s = score.detach().cpu().double()
+        s = s / s.abs().max().clamp(min=torch.finfo(s.dtype).tiny)  # a forced unit outweighs all others together
+        force = 2.0 * len(owner)
+        s = torch.where(level >= high.cpu()[owner], -force, torch.where(level < low.cpu()[owner], force, s[owner]))
+        return self._choose(s).to(score)
+
+    def within(self, low: Tensor, high: Tensor) -> "Subset":
+        """The same limits for the subsets x with `low <= x <= high`, both `(n,)` counts. Raises where there is none."""
+        include = torch.arange(self.n).repeat_interleave(torch.maximum(low.cpu().long(), self.least))
+        most = torch.minimum(high.cpu().long(), self.most)
+        return replace(self, include=include, exclude=None, repeats=most)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """A random subset: uniform over all allowed ones if only the size is limited.
 
-        With quotas or costs it is the best subset for normally distributed scores: random and feasible, uniform for
-        fixed size and fixed quotas, otherwise not uniform (cheap points are more likely).
+        With other limits it is the best subset for normally distributed scores: random and feasible, uniform for fixed
+        size and fixed quotas, otherwise not uniform (cheap points are more likely).
         """
-        score = torch.randn(self.n, generator=generator, device=generator.device)
-        if self.groups is not None or self.costs is not None:
-            return self.best(score)
+        noise = torch.randn(len(self._units.owner), generator=generator, device=generator.device)
+        if self.groups is not None or self.costs is not None or not self._plain:
+            return self._choose(noise.cpu()).to(noise)
         low, high = self.sizes
         if low < high:  # a size has probability n choose k; Gumbel noise and argmax draw from unnormalised logarithms
             k = torch.arange(low, high + 1, device=generator.device, dtype=torch.double)
             log_count = -torch.lgamma(k + 1) - torch.lgamma(self.n - k + 1)
             uniform = torch.rand(len(k), generator=generator, device=generator.device, dtype=torch.double)
             low += int((log_count - (-uniform.log()).log()).argmax())
-        return _largest(score, low, low).to(score)
+        return _largest(noise, low, low).to(noise)
 
     def constraints(self, variable: Any) -> list[Any]:
-        """The relaxation, weights between 0 and 1, as constraints on a cvxpy variable `(n,)`."""
-        A, low, high = self._rows()
+        """The relaxation, weights from the least to the most of each point, as constraints on a cvxpy variable."""
+        A, low, high = self._limits
         # An equality written as two inequalities has no interior, which interior-point methods need.
         equal, below, above = low == high, (low < high) & np.isfinite(high), (low < high) & (low > 0)
-        result = [variable >= 0, variable <= 1]
+        result = [variable >= self.least.numpy(), variable <= self.most.numpy()]
         result += [A[equal] @ variable == low[equal]] if equal.any() else []
         result += [A[below] @ variable <= high[below]] if below.any() else []
         result += [A[above] @ variable >= low[above]] if above.any() else []
         return result
 
+    # ---- checks ----------------------------------------------------------------------------------------------------
+    def _check_points(self) -> None:
+        for name, points in (("include", self.include), ("exclude", self.exclude)):
+            if points is None:
+                continue
+            whole = not (points.is_floating_point() or points.dtype == torch.bool)
+            if not whole or points.ndim != 1 or bool(((points < 0) | (points >= self.n)).any()):
+                raise ValueError(
+                    f"Expected {name} as indices from 0 to {self.n - 1}; got {tuple(points.shape)} of {points.dtype}. "
+                    "Of a mask, pass `mask.nonzero().squeeze(1)`."
+                )
+        repeats = torch.as_tensor(self.repeats)
+        if repeats.is_floating_point() or repeats.shape not in ((), (self.n,)) or bool((repeats < 0).any()):
+            raise ValueError(f"Expected repeats as a whole number, or ({self.n},) of them; got {self.repeats}.")
+        clash = (self.least > self.most).nonzero().squeeze(1)
+        if self.exclude is not None and len(both := clash[self.most[clash] == 0]):
+            raise ValueError(f"Points {_named(both)} are in include and in exclude. Drop them from one of the two.")
+        if len(clash):
+            raise ValueError(f"Points {_named(clash)} must be in more often than repeats allows. Raise repeats.")
+
     def _check_size(self) -> None:
         low, high = self.sizes
-        if high > self.n:
+        room, needed = int(self.most.sum()), int(self.least.sum())
+        if high > self.n and self._plain:
             raise ValueError(f"Expected a subset of at most n = {self.n} points; got size {self.size}. Ask for fewer.")
         if low < 0:
             raise ValueError(f"Expected a size of at least 0; got {self.size}.")
+        if low > room:
+            raise ValueError(
+                f"The size asks for {low} points; exclude and repeats leave {room} of {self.n}. Ask for fewer, exclude "
+                "fewer, or allow repeats."
+            )
+        if needed > high:
+            raise ValueError(f"include holds {needed} points, the size at most {high}. Ask for more or include fewer.")
 
     def _check_quotas(self, groups: Tensor, quotas: Mapping[int, Limit]) -> None:
         if groups.shape != (self.n,) or groups.is_floating_point():
             raise ValueError(
                 f"Expected groups ({self.n},) of integers, one a point; got {tuple(groups.shape)} of {groups.dtype}."
             )
-        counts = dict(zip(*(part.tolist() for part in groups.unique(return_counts=True)), strict=True))
-        for group, quota in quotas.items():
-            least, _ = _pair(quota, f"quota of group {group}")
-            if group not in counts:
-                raise ValueError(f"There is a quota for group {group}, which has no points; groups: {sorted(counts)}.")
-            if least < 0 or least > counts[group]:
-                raise ValueError(f"Group {group} has {counts[group]} points; got the quota {quota}. Ask for 0 to that.")
-        fewest, most, _ = self._group_limits()
+        group = self._groups
+        position = {value: i for i, value in enumerate(group.values)}
+        for value, quota in quotas.items():
+            least, most = _pair(quota, f"quota of group {value}")
+            if value not in position:
+                raise ValueError(f"There is a quota for group {value}, which has no points; groups: {group.values}.")
+            room, needed = int(group.room[position[value]]), int(group.needed[position[value]])
+            if least < 0 or least > room:
+                left = "" if self._plain else " that exclude and repeats leave"
+                raise ValueError(f"Group {value} has {room} points{left}; got the quota {quota}. Ask for 0 to that.")
+            if most < needed:
+                raise ValueError(f"Group {value} has {needed} points in include; its quota is {quota}. Raise it.")
         low, high = self.sizes
-        if int(fewest.sum()) > high or int(most.sum()) < low:
+        fewest, most = (int(part.sum()) for part in (group.fewest, group.most))
+        if fewest > high or most < low:
+            others = "" if self._plain else ", with include, exclude and repeats,"
             raise ValueError(
-                f"The quotas allow {int(fewest.sum())} to {int(most.sum())} points, the size {low} to {high}: no "
-                "subset has both. Change one of them."
+                f"The quotas{others} allow {fewest} to {most} points, the size {low} to {high}: no subset has both. "
+                "Change one of them."
             )
 
     def _check_costs(self, costs: Tensor) -> None:
@@ -169,7 +248,7 @@ class Subset:
                 f"Expected costs ({self.n},) that are finite and not negative; got {tuple(costs.shape)} with the least "
                 f"{float(costs.min()) if costs.numel() else None}. Shift or drop such points."
             )
-        cheapest = Subset(self.n, self.size, self.groups, self.quotas).best(-costs.double())
+        cheapest = replace(self, costs=None, budget=None).best(-costs.double())
         least = float((cheapest * costs.to(cheapest)).sum())
         if self.budget is None or not self.budget >= least:
             raise ValueError(
@@ -177,36 +256,83 @@ class Subset:
                 "Raise the budget or allow fewer points."
             )
 
-    def _group_limits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Fewest and most points of each group `(g,)`, and each point's group as a row of these `(n,)`."""
+    def _check_score(self, score: Tensor) -> None:
+        if score.shape != (self.n,):
+            raise ValueError(f"Expected a score for each of {self.n} points; got the shape {tuple(score.shape)}.")
+        if not bool(score.isfinite().all()):
+            raise ValueError(f"Expected finite scores; got {int((~score.isfinite()).sum())} that are not.")
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether every point may be in once or not at all."""
+        return bool((self.least == 0).all() and (self.most == 1).all())
+
+    @cached_property
+    def _units(self) -> "_Units":
+        if bool((self.most == 1).all()):
+            return _Units(torch.arange(self.n), torch.zeros(self.n, dtype=torch.long), self.least > 0)
+        most = self.most.clamp(max=max(self.sizes[1], 0))
+        owner = torch.arange(self.n).repeat_interleave(most)
+        level = torch.arange(len(owner)) - (most.cumsum(0) - most)[owner]
+        return _Units(owner, level, level < self.least[owner])
+
+    @cached_property
+    def _groups(self) -> "_Groups":
         assert self.groups is not None
         assert self.quotas is not None
-        values, rows, counts = self.groups.unique(return_inverse=True, return_counts=True)
-        limits = [_pair(self.quotas.get(int(value), (0, self.n)), "quota") for value in values]
-        fewest, most = torch.tensor(limits, device=rows.device).T
-        return fewest, torch.minimum(most, counts), rows
+        values, rows = self.groups.cpu().unique(return_inverse=True)
+        limits = [_pair(self.quotas.get(int(value), (0, int(self.most.sum()))), "quota") for value in values]
+        needed, room = (torch.zeros(len(values), dtype=torch.long).index_add_(0, rows, t) for t in self._bounds)
+        fewest, most = torch.tensor(limits).T
+        return _Groups(values.tolist(), rows, torch.maximum(fewest, needed), torch.minimum(most, room), needed, room)
 
-    def _best_with_quotas(self, score: Tensor) -> Tensor:
-        fewest, most, rows = (part.to(score.device) for part in self._group_limits())
-        order = score.argsort(descending=True, stable=True)
-        order = order[rows[order].argsort(stable=True)]  # by group, and by score within
-        counts = rows.bincount()
-        rank = torch.empty_like(rows)  # of a point within its group
-        rank[order] = torch.arange(self.n, device=score.device) - (counts.cumsum(0) - counts)[rows[order]]
-        chosen = rank < fewest[rows]
-        others = ((rank < most[rows]) & ~chosen).nonzero().squeeze(1)
-        low, high = (max(0, limit - int(chosen.sum())) for limit in self.sizes)
-        chosen[others] = _largest(score[others], low, min(high, len(others)))
-        return chosen.to(score)
+    @property
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        return self.least, self.most
 
-    def _rows(self) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    def _choose(self, score: Tensor) -> Tensor:
+        """The counts `(n,)` of the best units, by a score of each."""
+        units = self._units
+        if self.costs is not None:
+            chosen = self._solve_milp(score)
+        else:
+            chosen = units.forced.clone()
+            if self.groups is not None:
+                others = self._fill_groups(score, chosen)
+            else:
+                others = slice(None) if self._plain else (~chosen).nonzero().squeeze(1)
+            rest = score[others]
+            low, high = (max(0, limit - int(chosen.sum())) for limit in self.sizes)
+            chosen[others] = _largest(rest, min(low, len(rest)), min(high, len(rest)))
+        if len(units.owner) == self.n and bool((self.most == 1).all()):
+            return chosen
+        return torch.zeros(self.n, dtype=torch.long).index_add_(0, units.owner, chosen.long())
+
+    def _fill_groups(self, score: Tensor, chosen: Tensor) -> Tensor:
+        """Add the fewest of each group to `chosen`; returns the units that the most of each group leave to choose."""
+        group, owner = self._groups, self._units.owner
+        free = (~chosen).nonzero().squeeze(1)
+        order = free[score[free].argsort(descending=True, stable=True)]
+        rows = group.rows[owner[order]]
+        by_group = rows.argsort(stable=True)
+        order, rows = order[by_group], rows[by_group]  # by group, and by score within
+        counts = rows.bincount(minlength=len(group.fewest))
+        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[rows]  # of a unit within its group
+        first = rank < (group.fewest - group.needed)[rows]
+        chosen[order[first]] = True
+        return order[~first & (rank < (group.most - group.needed)[rows])].sort().values
+
+    @cached_property
+    def _limits(self) -> tuple[csr_array, np.ndarray, np.ndarray]:
         """Size, quotas and budget as `low <= A @ x <= high`, A `(rows, n)`."""
         blocks = [csr_array(np.ones((1, self.n)))]
         limits: list[tuple[float, float]] = [self.sizes]
         if self.groups is not None:
-            fewest, most, rows = (part.cpu().numpy() for part in self._group_limits())
-            blocks.append(csr_array((np.ones(self.n), (rows, np.arange(self.n))), shape=(len(fewest), self.n)))
-            limits += list(zip(fewest, most, strict=True))
+            group = self._groups
+            shape = (len(group.fewest), self.n)
+            blocks.append(csr_array((np.ones(self.n), (group.rows.numpy(), np.arange(self.n))), shape=shape))
+            limits += list(zip(group.fewest.tolist(), group.most.tolist(), strict=True))
         if self.costs is not None and self.budget is not None:
             costs = self.costs.double().cpu().numpy()
             unit = max(float(costs.max()), self.budget / self.n) or 1.0  # solvers' tolerances are absolute
@@ -216,27 +342,55 @@ class Subset:
         return csr_array(vstack(blocks)), low, high
 
     def _solve_milp(self, score: Tensor) -> Tensor:
-        c = score.detach().double().cpu().numpy()
+        units = self._units
+        c = score.double().numpy()
         c = c * (1e3 / (np.abs(c).max() or 1.0))  # HiGHS stops at an absolute gap of 1e-6
+        A, low, high = self._limits
         result = milp(
             -c,
-            integrality=np.ones(self.n),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(*self._rows()),
+            integrality=np.ones(len(c)),
+            bounds=Bounds(units.forced.double().numpy(), 1),
+            constraints=LinearConstraint(A[:, units.owner.numpy()], low, high),
             options={"mip_rel_gap": 0.0},
         )
         if result.x is None:
             raise ValueError(f"HiGHS found no subset: {result.message} Loosen the budget, the size or the quotas.")
-        return torch.from_numpy(result.x.round()).to(score)
+        return torch.from_numpy(result.x.round() == 1)
+
+
+class _Units(NamedTuple):
+    """Single takings of points: unit u is the `level[u]`-th taking of point `owner[u]`, and `forced` or not."""
+
+    owner: Tensor
+    level: Tensor
+    forced: Tensor
+
+
+class _Groups(NamedTuple):
+    """The groups: their values, each point's row among them `(n,)`, and of each group `(g,)` its limits.
+
+    `fewest` and `most` keep all limits; `needed` are what include puts in, `room` what exclude and repeats leave.
+    """
+
+    values: list[int]
+    rows: Tensor
+    fewest: Tensor
+    most: Tensor
+    needed: Tensor
+    room: Tensor
 
 
 def _pair(limit: Limit, name: str) -> tuple[int, int]:
     low, high = limit if isinstance(limit, (tuple, list)) else (limit, limit)
-    if low != math.floor(low) or high != math.floor(high):
+    if low != int(low) or high != int(high):
         raise ValueError(f"Expected a {name} in whole points; got {limit}. Multiply a fraction by n.")
     if low > high:
         raise ValueError(f"Expected a {name} (fewest, most); got {limit}. Swap the two.")
     return int(low), int(high)
+
+
+def _named(points: Tensor) -> str:
+    return f"{points[:SHOWN].tolist()}" + (f" and {len(points) - SHOWN} more" if len(points) > SHOWN else "")
 
 
 def _largest(score: Tensor, low: int, high: int) -> Tensor:

@@ -17,6 +17,7 @@ from estimators.influence import Influence
 from estimators.knn import KNN
 from estimators.knn_shapley import KNNShapley
 from estimators.last_layer import LastLayer
+from estimators.less import LESS
 from estimators.logra import LoGra, RandomBasis
 from estimators.magic import MAGIC
 from estimators.newton_step import NewtonStep
@@ -142,6 +143,8 @@ ESTIMATORS = [
     TracIn(checkpoints=3),
     GradDot(),
     GradCos(),
+    LESS(checkpoints=2),
+    LESS(dimension=5, checkpoints=1),
     SOURCE(segments=2, checkpoints=1),
     Simfluence(subsets=4, penalty=1.0),
     TRAK(dimension=6),

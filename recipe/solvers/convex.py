@@ -69,7 +69,7 @@ class Convex:
                 f"Expected a decision of one or two dimensions; got the shape {tuple(problem.start.shape)}. "
                 "Use GradientAscent, or reshape it in the task."
             )
-        variable = cp.Variable(tuple(problem.start.shape), boolean=self.integer)
+        variable = cp.Variable(tuple(problem.start.shape), integer=self.integer)
         extra = list(self.constraints(variable)) if self.constraints else []
         constraints = problem.feasible.constraints(variable) + extra
         points = _points(problem)
@@ -105,14 +105,23 @@ class Convex:
         solver, options = (cp.HIGHS, {"mip_rel_gap": 0.0}) if linear else (cp.CLARABEL, {})
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about an inaccurate solution: the status is noted
+                warnings.simplefilter("ignore")  # about an inaccurate solution: a warning of ours says what to do
                 program.solve(solver=solver, **options)
         except cp.error.SolverError as error:
-            raise ValueError(f"{solver} could not solve the problem: {error} Loosen or rescale it.") from error
+            raise ValueError(
+                f"{solver} could not solve the problem: {error} Loosen or rescale it, or use {_another(problem)}."
+            ) from error
         if program.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
             raise ValueError(
                 f"Expected an optimal solution; {solver} says {program.status}. If it is infeasible, loosen the extra "
-                "constraints or the feasible set; if unbounded, bound the decision with Box or Ball."
+                "constraints or the feasible set; if unbounded, bound the decision with Box or Ball; if it is neither, "
+                f"use {_another(problem)}."
+            )
+        if program.status == cp.OPTIMAL_INACCURATE:
+            warnings.warn(
+                f"{solver} ends with the status {program.status}: the answer is feasible, but may not be the best. "
+                f"Compare with {_another(problem)}.",
+                stacklevel=2,
             )
         problem.notes.update({"cvxpy solver": solver, "cvxpy status": program.status})
         return torch.from_numpy(np.asarray(variable.value)).to(problem.start)
@@ -204,9 +213,10 @@ def _improve(problem: Problem, subset: Subset, current: Tensor, extra: _Extra) -
     value = problem.value(current)
     for _ in range(PASSES):
         before = value
-        for move in _moves(current):
+        for move in _moves(current, subset):
             moved = current.clone()
-            moved[move] = 1 - moved[move]
+            for i, step in move:
+                moved[i] += step
             if not subset.contains(moved) or not problem.objective.better(problem.value(moved), value):
                 continue
             if extra.allow(moved):
@@ -216,13 +226,19 @@ def _improve(problem: Problem, subset: Subset, current: Tensor, extra: _Extra) -
     return current
 
 
-def _moves(current: Tensor) -> Iterator[list[int]]:
-    """Single points, and pairs of a chosen and another point; none at all if they are too many."""
-    chosen, others = current.nonzero().flatten().tolist(), (current == 0).nonzero().flatten().tolist()
-    if len(chosen) * len(others) > MAX_SWAPS:
+def _moves(current: Tensor, subset: Subset) -> Iterator[list[tuple[int, int]]]:
+    """One unit less or more of a point, and one less of one and more of another; none at all if they are too many."""
+    less = [(i, -1) for i in (current > subset.least.to(current)).nonzero().flatten().tolist()]
+    more = [(i, 1) for i in (current < subset.most.to(current)).nonzero().flatten().tolist()]
+    if len(less) * len(more) > MAX_SWAPS:
         return
-    yield from ([i] for i in range(len(current)))
-    yield from map(list, itertools.product(chosen, others))
+    yield from ([move] for move in (*less, *more))
+    yield from map(list, itertools.product(less, more))
+
+
+def _another(problem: Problem) -> str:
+    """A solver to try instead."""
+    return "Greedy(refresh=10)" if isinstance(problem.feasible, Subset) else "GradientAscent(lr, steps)"
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ from recipe.problem import Problem
 
 @dataclass(frozen=True)
 class Greedy:
-    """Drop points from all `n` or add them to none until the subset is feasible and nothing improves it.
+    """Drop points from all that are allowed, or add them to those that must be in, until nothing improves the subset.
 
     With `refresh=k` or `refit=k`, stage s of k takes the gradient at the current subset, finds the best feasible subset
     that can still be reached, and moves `1 / (k - s)` of the way, best points first; the last stage arrives. Otherwise
@@ -67,7 +67,7 @@ class Greedy:
             )
         if self.refit is not None and problem.refit is None:
             raise ValueError("This problem cannot be refitted: pass estimator and setting to solve(), or use refresh.")
-        current = torch.full_like(problem.start, 0.0 if self.adding else 1.0)
+        current = (feasible.least if self.adding else feasible.most).to(problem.start)
         stages = self.refresh or self.refit
         if stages is None:
             return self._exact(problem, feasible, current)
@@ -87,20 +87,22 @@ class Greedy:
                 break
             gain = score[moves] if self.adding else -score[moves]
             current = current.clone()
-            current[moves[gain.argsort(descending=True, stable=True)[:count]]] = float(self.adding)
+            first = moves[gain.argsort(descending=True, stable=True)[:count]]
+            current[first] = target[first]
         problem.notes["values"] = [*values, here.value(current)]
         return current
 
     def _target(self, feasible: Subset, score: Tensor, start: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
         """The best feasible subset that keeps all moves so far, and the scores.
 
-        One exists, the target of the stage before. A score of 2 n, where others are at most 1, outweighs everything
-        that any other points could gain together.
+        One exists, the target of the stage before. Counts that have moved move no further.
         """
-        score = score / score.abs().max().clamp(min=torch.finfo(score.dtype).tiny)
         moved = current != start
-        forced = 2.0 * feasible.n if self.adding else -2.0 * feasible.n
-        return feasible.best(torch.where(moved, forced, score)), score
+        if self.adding:
+            low, high = current, torch.where(moved, current, feasible.most.to(current))
+        else:
+            low, high = torch.where(moved, current, feasible.least.to(current)), current
+        return feasible.best_between(score, low, high), score
 
     def _exact(self, problem: Problem, feasible: Subset, current: Tensor) -> Tensor:
         left = self._steps_left(feasible, current)
@@ -119,9 +121,12 @@ class Greedy:
         Other moves wait: a cheap one that no quota asks for could be made before a dear one that is inevitable.
         """
         candidates = []
-        for i in (current != float(self.adding)).nonzero().flatten().tolist():
+        step = 1 if self.adding else -1
+        for i in (
+            (current != (feasible.most if self.adding else feasible.least).to(current)).nonzero().flatten().tolist()
+        ):
             moved = current.clone()
-            moved[i] = float(self.adding)
+            moved[i] += step
             candidates.append((_finite(problem, moved), moved))
         candidates.sort(key=lambda candidate: -problem.objective.sense * candidate[0])
         for gained, moved in candidates:
@@ -135,11 +140,12 @@ class Greedy:
 
     def _steps_left(self, feasible: Subset, current: Tensor) -> float:
         """How many moves there are to the nearest feasible subset that can be reached, infinite if none can."""
+        least, most = feasible.least.to(current), feasible.most.to(current)
         if self.adding:
-            nearest = feasible.best(torch.where(current == 1, feasible.n + 1.0, -1.0))
+            nearest = feasible.best_between(-torch.ones_like(current), current, most)
             reachable = bool((nearest >= current).all())
         else:
-            nearest = feasible.best(torch.where(current == 1, 1.0, -feasible.n - 1.0))
+            nearest = feasible.best_between(torch.ones_like(current), least, current)
             reachable = bool((nearest <= current).all())
         return float((nearest - current).abs().sum()) if reachable else math.inf
 

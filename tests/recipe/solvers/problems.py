@@ -10,10 +10,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from applications.data_selection import TargetSets
 from recipe.datamodel import LinearDatamodel
+from recipe.diversity import Alike, FacilityLocation
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.problem import Maximize, Minimize, Problem
-from recipe.solvers import Convex, GradientAscent, Greedy, TopK
+from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, TopK
 
 N, M = 8, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -22,6 +24,9 @@ F_HAT = LinearDatamodel(
     torch.randn(M, N, generator=GENERATOR, dtype=torch.float64),
 )
 WANTED = torch.tensor([0.5, -0.3, 1.0], dtype=torch.float64)
+WORST = TargetSets(torch.tensor([0, 1, 1]), worst=True)
+POINTS = torch.randn(N, 2, generator=GENERATOR, dtype=torch.float64)
+ALIKE, COVER = Alike.cosine(POINTS, weight=0.5), FacilityLocation(features=POINTS)
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
 COSTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.2, 1.5, 2.5, 1.0], dtype=torch.float64)
 
@@ -31,14 +36,27 @@ FEASIBLE = {
     "quotas": Subset(N, size=4, groups=GROUPS, quotas={0: 1, 1: (1, 2)}),
     "quotas and range": Subset(N, size=(3, 6), groups=GROUPS, quotas={0: (1, 2), 2: 1}),
     "costs": Subset(N, size=(2, 5), costs=COSTS, budget=4.0),
-}
+    "in and out": Subset(N, size=4, include=torch.tensor([3, 6]), exclude=torch.tensor([0, 5])),
+    "counts": Subset(N, size=(3, 5), repeats=2),
+    "counts and quotas": Subset(
+        N, size=5, groups=GROUPS, quotas={0: (1, 3), 1: (1, 2)}, include=torch.tensor([3, 7, 7]), repeats=2
+    ),
+    "everything": Subset(
+        N, size=(3, 5), groups=GROUPS, quotas={0: (1, 2), 2: 1}, costs=COSTS, budget=6.0,
+        include=torch.tensor([1]), exclude=torch.tensor([6]),
+    ),
+    "counts and costs": Subset(N, size=(2, 5), costs=COSTS, budget=4.0, repeats=2, include=torch.tensor([5])),
+}  # fmt: skip
 LINEAR = {"min mean": Minimize(lambda w: F_HAT(w).mean()), "max mean": Maximize(lambda w: F_HAT(w).mean())}
 CURVED = {
     "min squares": Minimize(lambda w: ((F_HAT(w) - WANTED) ** 2).mean()),
     "max minus squares": Maximize(lambda w: -((F_HAT(w) - WANTED) ** 2).sum()),
     "min largest": Minimize(lambda w: F_HAT(w).max()),
+    "min worst set": Minimize(lambda w: WORST.of(F_HAT(w))),
+    "min mean and alike": Minimize(lambda w: F_HAT(w).mean() + ALIKE(w, 4)),
 }
-OBJECTIVES = {**LINEAR, **CURVED}
+COVERED = {"min mean and cover": Minimize(lambda w: F_HAT(w).mean() + COVER(w, 4))}  # cvxpy cannot trace it
+OBJECTIVES = {**LINEAR, **CURVED, **COVERED}
 
 
 def weights_problem(objective, feasible) -> Problem:
@@ -58,30 +76,37 @@ class Promise:
     reaches: frozenset[tuple[str, str]] = frozenset(itertools.product(LINEAR, FEASIBLE))
 
 
-NO_COSTS = frozenset(itertools.product(LINEAR, set(FEASIBLE) - {"costs"}))
-AS_INTEGERS = frozenset(itertools.product({*LINEAR, "min largest"}, FEASIBLE))
+NO_COSTS = frozenset(itertools.product(LINEAR, {name for name, f in FEASIBLE.items() if f.costs is None}))
+TRACED = frozenset(itertools.product({*LINEAR, *CURVED}, FEASIBLE))
+AS_INTEGERS = frozenset(itertools.product({*LINEAR, "min largest", "min worst set"}, FEASIBLE))
 SOLVERS = {
     "TopK": Promise(TopK()),
     "Greedy": Promise(Greedy(), reaches=NO_COSTS),
     "Greedy, adding": Promise(Greedy(adding=True), reaches=NO_COSTS),
     "Greedy, refreshed": Promise(Greedy(refresh=4)),
     "Greedy, adding, refreshed": Promise(Greedy(refresh=4, adding=True)),
-    "Convex": Promise(Convex()),
+    "GumbelTopK": Promise(GumbelTopK(temperature=0.0)),
+    "GumbelTopK, noisy": Promise(GumbelTopK(), reaches=frozenset()),
+    "Convex": Promise(Convex(), solves=TRACED),
     "Convex, integer": Promise(Convex(integer=True), solves=AS_INTEGERS, reaches=AS_INTEGERS),
 }
 
 
 def subsets(feasible: Subset) -> Tensor:
     """All allowed subsets `(count, n)`."""
-    vertices = torch.tensor(list(itertools.product([0.0, 1.0], repeat=feasible.n)), dtype=torch.float64)
+    counts = range(int(feasible.most.max()) + 1)
+    vertices = torch.tensor(list(itertools.product(counts, repeat=feasible.n)), dtype=torch.float64)
     return vertices[[feasible.contains(x) for x in vertices]]
+
+
+allowed = cache(subsets)  # by the identity of the feasible set
 
 
 @cache
 def optimum(objective: str, feasible: str) -> float:
     """By brute force."""
     sense = OBJECTIVES[objective].sense
-    return sense * max(sense * float(OBJECTIVES[objective].fn(x)) for x in subsets(FEASIBLE[feasible]))
+    return sense * max(sense * float(OBJECTIVES[objective].fn(x)) for x in allowed(FEASIBLE[feasible]))
 
 
 CENTER = torch.tensor([[0.5, -1.0], [2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)

@@ -1,0 +1,240 @@
+"""Data selection on one's own data: limits, target sets, exports, and what bad input gets."""
+
+import itertools
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Subset as TorchSubset
+from torch.utils.data import TensorDataset
+
+from applications.data_selection import DataSelection, TargetSets, balanced, overlap, select
+from estimators.influence import Influence
+from recipe import Alike, Convex, Greedy, GumbelTopK, LinearDatamodel, Loss, Solution, TopK, selection_path, solve
+from recipe.exports import part_of
+from tests.worlds import logistic
+
+SETTING = logistic(Loss())
+N = 12
+GENERATOR = torch.Generator().manual_seed(0)
+F_HAT = LinearDatamodel(torch.zeros(4), torch.randn(4, N, generator=GENERATOR))
+GROUPS = torch.arange(N) % 3
+
+
+def test_select_is_one_call_and_its_answer_goes_everywhere(tmp_path):
+    names = np.array(["web", "books", "code"])[SETTING.pool[1].numpy()]
+    quotas = {"web": 2, "code": (1, 5)}
+    solution = select(SETTING, 0.25, Influence(), groups=names, quotas=quotas, exclude=torch.tensor([0, 3]))
+    index = solution.indices
+    assert len(index) == 10
+    assert not {0, 3} & set(index.tolist())
+    assert (names[index] == "web").sum() == 2
+    assert torch.equal(solution.mask.nonzero().squeeze(1), index)
+    frame = solution.frame()
+    assert frame["index"][frame["rank"] < 10].tolist() == index.tolist()
+    chosen = frame[frame["chosen"] == 1].sort_values("rank")
+    assert chosen["score"].is_monotonic_decreasing
+    x, y = SETTING.pool
+    assert torch.equal(solution.of((x, y))[1], y[index])
+    part = solution.of(TensorDataset(x, y))
+    assert isinstance(part, TorchSubset)
+    assert part.indices == index.tolist()
+    for name in ("one.csv", "one.npy", "one.txt"):
+        solution.write(tmp_path / name)
+    assert np.load(tmp_path / "one.npy").tolist() == index.tolist()
+    assert [int(line) for line in (tmp_path / "one.txt").read_text().split()] == index.tolist()
+    assert len((tmp_path / "one.csv").read_text().splitlines()) == SETTING.n + 1
+    with pytest.raises(ValueError, match="ends in"):
+        solution.write(tmp_path / "one.xlsx")
+    solution.save(tmp_path / "saved")
+    loaded = Solution.load(tmp_path / "saved")
+    assert torch.equal(loaded.scores, solution.scores)
+    assert torch.equal(loaded.indices, index)
+
+
+def test_the_table_as_parquet_and_a_datasets_dataset(tmp_path):
+    pd, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    pytest.importorskip("pyarrow")
+    solution = solve(DataSelection(size=5), F_HAT, TopK())
+    solution.write(tmp_path / "one.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one.parquet"), solution.frame())
+    text = datasets.Dataset.from_dict({"text": [f"number {i}" for i in range(N)]})
+    assert solution.of(text)["text"][:] == [f"number {i}" for i in solution.indices.tolist()]
+    with pytest.raises(ValueError, match="12 points; this data set has 11"):
+        part_of(text.select(range(11)), solution.decision)
+
+
+def test_counts_repeat_their_points():
+    solution = solve(DataSelection(size=4, repeats=3), F_HAT, TopK())
+    scores = -F_HAT.effects.mean(0)
+    first, second = scores.topk(2).indices.tolist()
+    assert sorted(solution.indices.tolist()) == sorted([first] * 3 + [second])
+
+
+def test_all_limits_at_once_are_those_of_brute_force():
+    costs = torch.rand(N, generator=GENERATOR)
+    task = DataSelection(
+        size=(4, 6), groups=GROUPS, quotas={0: (1, 2), 1: 2}, costs=costs, budget=2.5,
+        include=torch.tensor([5]), exclude=torch.tensor([1]),
+    )  # fmt: skip
+    problem = task.problem(F_HAT)
+    best = np.inf
+    for x in itertools.product([0.0, 1.0], repeat=N):
+        w = torch.tensor(x)
+        counts = [int(w[g == GROUPS].sum()) for g in range(3)]
+        kept = 4 <= w.sum() <= 6 and 1 <= counts[0] <= 2 and counts[1] == 2 and float(costs @ w) <= 2.5
+        if kept and w[5] == 1 and w[1] == 0:
+            best = min(best, problem.value(w))
+    for solver in (TopK(), Convex(), Convex(integer=True), Greedy(refresh=3)):
+        assert solve(task, F_HAT, solver).predicted == pytest.approx(best, abs=1e-6)
+
+
+def test_target_sets_are_weighted_or_the_worst_counts():
+    groups = torch.tensor([0, 0, 0, 1])
+    effects = torch.stack([torch.linspace(-1, 1, N)] * 3 + [torch.linspace(1, -1, N) * 0.5])
+    f_hat = LinearDatamodel(torch.zeros(4), effects)
+    heavy = solve(DataSelection(size=6, sets=TargetSets(groups, {0: 1.0, 1: 9.0})), f_hat, TopK())
+    assert heavy.indices.tolist() == [6, 7, 8, 9, 10, 11]
+    light = solve(DataSelection(size=6, sets=TargetSets(groups, {0: 9.0, 1: 1.0})), f_hat, TopK())
+    assert light.indices.tolist() == [0, 1, 2, 3, 4, 5]
+    task = DataSelection(size=6, sets=TargetSets(groups, worst=True))
+    exact = solve(task, f_hat, Convex(integer=True))
+    values = [
+        task.problem(f_hat).value(torch.zeros(N).index_fill(0, torch.tensor(c), 1.0))
+        for c in itertools.combinations(range(N), 6)
+    ]
+    assert exact.predicted == pytest.approx(min(values), abs=1e-6)
+    for solution in (heavy, light):
+        assert exact.predicted < task.problem(f_hat).value(solution.decision)
+
+
+def test_alike_points_are_avoided_by_the_datamodels_own_kernel():
+    effects = torch.tensor([[-1.0, -0.99, -0.9, 0.0], [0.0, 0.0, 0.0, -0.8]])  # 0 and 1 do the same, 2 nearly
+    f_hat = LinearDatamodel(torch.zeros(2), effects)
+    assert solve(DataSelection(size=2), f_hat, TopK()).indices.tolist() == [0, 1]
+    task = DataSelection(size=2, redundancy=Alike.by_effects(f_hat, weight=1.0))
+    for solver in (Convex(), Greedy(), Greedy(adding=True)):
+        assert solve(task, f_hat, solver).indices.tolist() == [0, 3]
+
+
+def test_a_path_is_nested_and_ends_as_top_k():
+    task = DataSelection(size=1, include=torch.tensor([2]))
+    path = selection_path(task, F_HAT, TopK(), sizes=[2, 5, 9])
+    assert path.sizes == (9, 5, 2)
+    for larger, smaller in itertools.pairwise(path.decisions):
+        assert bool((smaller <= larger).all())
+    for size in path.sizes:
+        alone = solve(replace(task, size=size), F_HAT, TopK())
+        assert torch.equal(path.of(size), alone.decision)  # linear: nested anyway
+    assert path.stays[2] == 2
+    with pytest.raises(ValueError, match=r"sizes \(9, 5, 2\); got 3"):
+        path.of(3)
+    with pytest.raises(ValueError, match="estimator that the datamodel comes from"):
+        selection_path(task, F_HAT, TopK(), sizes=[2], refit=True)
+    f_hat = Influence().fit(SETTING)
+    walked = selection_path(DataSelection(size=1), f_hat, TopK(), sizes=[30, 20, 10], refit=True)
+    assert walked.decisions.sum(1).tolist() == [30, 20, 10]
+    assert bool((walked.decisions.diff(dim=0) <= 0).all())
+
+
+def test_gumbel_draws_in_proportion():
+    """With one point to choose, the shares are softmax(score / (temperature std))."""
+    f_hat = LinearDatamodel(torch.zeros(1), -torch.tensor([[0.0, 1.0, 2.0]]))
+    drawn = torch.stack([solve(DataSelection(size=1), f_hat, GumbelTopK(2.0, s)).decision for s in range(600)])
+    expected = (torch.tensor([0.0, 1.0, 2.0]) / 2).softmax(0)  # their standard deviation is 1
+    assert ((drawn.mean(0) - expected).abs() < 4 * (expected * (1 - expected) / 600).sqrt()).all()
+    uniform = torch.stack([solve(DataSelection(size=1), f_hat, GumbelTopK(np.inf, s)).decision for s in range(300)])
+    assert ((uniform.mean(0) - 1 / 3).abs() < 4 * (2 / 9 / 300) ** 0.5).all()
+
+
+@pytest.mark.parametrize("size", [3, 5, 8, 11])
+def test_balanced_quotas_differ_by_one_at_most_where_they_can(size):
+    groups = torch.tensor([0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2])
+    chosen = DataSelection(size, groups, balanced(groups, size)).subset(11).best(torch.randn(11))
+    counts = groups[chosen.bool()].bincount(minlength=3)
+    assert counts.sum() == size
+    assert counts[0] == 1
+    assert (counts[1] - counts[2]).abs() <= 1
+
+
+REFUSED = {
+    "share": (dict(size=1.5), "share of all between 0 and 1; got 1.5"),
+    "quotas above the size": (dict(size=3, groups=GROUPS, quotas={0: 2, 1: 2}), "4 to 8 points, the size 3 to 3"),
+    "quota below include": (
+        dict(size=5, groups=GROUPS, quotas={0: 1}, include=torch.tensor([0, 3])), "Group 0 has 2 points in include"
+    ),
+    "quota above what exclude leaves": (
+        dict(size=5, groups=GROUPS, quotas={0: 4}, exclude=torch.tensor([0])), "3 points that exclude and repeats leave"
+    ),
+    "in and out": (
+        dict(size=5, include=torch.tensor([1, 4]), exclude=torch.tensor([4, 7])), r"\[4\] are in include and in exclude"
+    ),
+    "include above the size": (dict(size=1, include=torch.tensor([1, 2])), "include holds 2 points, the size at most"),
+    "size above what exclude leaves": (dict(size=11, exclude=torch.tensor([1, 2])), "exclude and repeats leave 10"),
+    "twice without repeats": (dict(size=5, include=torch.tensor([1, 1])), "more often than repeats allows"),
+    "points outside": (dict(size=5, include=torch.tensor([12])), "indices from 0 to 11"),
+    "a mask": (dict(size=5, exclude=torch.zeros(12, dtype=torch.bool)), r"nonzero\(\)"),
+    "groups of another length": (dict(size=5, groups=GROUPS[:4], quotas={0: 1}), r"groups \(12,\)"),
+    "NaN costs": (dict(size=5, costs=torch.full((12,), torch.nan), budget=1.0), "finite and not negative"),
+    "negative costs": (dict(size=5, costs=-torch.ones(12), budget=1.0), "not negative"),
+    "include above the budget": (
+        dict(size=(1, 5), costs=torch.arange(12.0), budget=3.0, include=torch.tensor([9])), "costs 9; got the budget 3"
+    ),
+    "target sets of another length": (dict(size=5, sets=TargetSets(torch.zeros(3).long())), "for 3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_infeasible_limits_say_which_conflict(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        solve(DataSelection(**arguments), F_HAT, TopK())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(groups=torch.zeros(4)), "integers"),
+        (dict(groups=GROUPS, weights={0: 1.0}), r"target sets \[0, 1, 2\]"),
+        (dict(groups=GROUPS, weights={0: 1.0, 1: -1.0, 2: 0.0}), "at least 0"),
+        (dict(groups=GROUPS, weights={0: 0.0, 1: 0.0, 2: 0.0}), "nothing to optimise"),
+        (dict(groups=GROUPS, weights={0: 1.0, 1: 1.0, 2: 1.0}, worst=True), "not both"),
+    ],
+)
+def test_bad_target_sets_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TargetSets(**arguments)
+
+
+def test_targets_in_the_universe_are_counted_in_a_warning():
+    x, y = SETTING.pool
+    setting = replace(SETTING, targets=(torch.cat([x[:2], SETTING.probe[0]]), torch.cat([y[:2], SETTING.probe[1]])))
+    assert overlap(setting) == 2
+    with pytest.warns(UserWarning, match="2 of 8 targets are in the universe too"):
+        solve(DataSelection(size=5), Influence().fit(setting), TopK())
+    assert overlap(SETTING) == 0
+
+
+def test_an_inaccurate_answer_of_cvxpy_names_another_solver(monkeypatch):
+    import cvxpy as cp
+
+    solved = cp.Problem.solve
+
+    def inaccurate(self, **options):
+        value = solved(self, **options)
+        self._status = cp.OPTIMAL_INACCURATE
+        return value
+
+    monkeypatch.setattr(cp.Problem, "solve", inaccurate)
+    with pytest.warns(UserWarning, match=r"optimal_inaccurate.*Greedy\(refresh=10\)"):
+        solve(DataSelection(size=5), F_HAT, Convex())
+
+
+def test_nothing_is_trained_for_impossible_limits():
+    class Never:
+        def fit(self, setting, at=None):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match="4 points; got the quota|quota"), warnings.catch_warnings():
+        select(SETTING, 5, Never(), groups=SETTING.pool[1], quotas={0: 40})
