@@ -298,10 +298,7 @@ class Subset:
             chosen = self._solve_milp(score)
         else:
             chosen = units.forced.clone()
-            if self.groups is not None:
-                others = self._fill_groups(score, chosen)
-            else:
-                others = slice(None) if self._plain else (~chosen).nonzero().squeeze(1)
+            others = self._fill_groups(score, chosen) if self.groups is not None else (~chosen).nonzero().squeeze(1)
             rest = score[others]
             low, high = (max(0, limit - int(chosen.sum())) for limit in self.sizes)
             chosen[others] = _largest(rest, min(low, len(rest)), min(high, len(rest)))
