@@ -29,8 +29,8 @@ from torch import Tensor
 from recipe.composition import effects_of
 from recipe.datamodel import OutputFunction
 
-BLOCK = 32  # candidates that are looked at together
-BLOCK_BYTES = 2**26  # of similarities held at once in the first pass
+BLOCK = 16  # candidates that are looked at together, after the first in line, and twice as many each time
+BLOCK_BYTES = 2**25  # of similarities held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +172,7 @@ class FacilityLocation:
         """The candidate of largest gain, its gain and its similarities; `bound` is lowered to the gains seen."""
         best, gain, column = -1, -math.inf, covered
         seen = torch.zeros(len(bound), dtype=torch.bool)
+        widest = max(1, BLOCK_BYTES // (len(bound) * covered.element_size()))
         block = 1  # most often the first in line is the best
         while True:
             open_bound = torch.where(seen, -torch.inf, bound)
@@ -189,7 +190,7 @@ class FacilityLocation:
             if highest > gain or (highest == gain and first < best):
                 best, gain = first, highest
                 column = columns[int((index == first).nonzero()[0])].clone()
-            block = BLOCK
+            block = min(max(BLOCK, 2 * block), widest)
 
     def _candidates(self, index: Tensor) -> Tensor:
         """The similarities of all points to some candidates, `(candidates, n)`."""
