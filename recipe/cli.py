@@ -6,6 +6,7 @@ returns one. Estimators, solvers and tasks are found by entry point (`recipe.plu
 
 import importlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -263,6 +264,42 @@ def lds(
     fitted = _models(estimator, f)
     _announce(f, {f"to fit {_name(estimator)}": fitted, "to compare with": subsets * options.seeds})
     return options.report({"lds": score(estimator.fit(f.setting), f, drawn)})
+
+
+@command(app, "serve")
+def serve(
+    options: Options,
+    method: Annotated[str, typer.Option(help="How the model forgets, see `recipe list`.")] = "parameter-update",
+    method_assignments: Annotated[
+        list[str] | None, typer.Option("--method-set", metavar="KEY=VALUE", help="Of the method: noise=5.")
+    ] = None,
+    store: Annotated[Path, typer.Option(metavar="DIR", help="What survives a restart.")] = Path("runs/forgetter"),
+    bank: Annotated[Path | None, typer.Option(metavar="DIR", help="Where audits keep retrained models.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+) -> str:
+    """Serve a model that forgets on request, over HTTP; the key is in the environment, RECIPE_API_KEY."""
+    key = os.environ.get("RECIPE_API_KEY", "")
+    if not key:
+        raise ValueError("Set RECIPE_API_KEY to the key that clients must send; nothing is served without one.")
+    forgets = plugins.build(plugins.find(plugins.UNLEARNING, method), method_assignments or ())
+    estimator, f = options.prepare(DEFAULTS["unlearn"][0])
+    service = _service()
+    forgetter = service.Forgetter(f.setting, estimator, forgets, bank, store)
+    say(f"Serving {f.setting.n} training points at http://{host}:{port}, {len(forgetter.forgotten)} of them forgotten.")
+    service.serve(forgetter, key, host, port)
+    return "Stopped."
+
+
+def _service() -> Any:
+    """The module beside the unlearning task: no import points from here to an application."""
+    package = plugins.find(plugins.TASKS, "unlearn").__module__.rpartition(".")[0]
+    try:
+        return importlib.import_module(f"{package}.service")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"Serving needs the extra `serve` ({error.name} is missing): pip install -e .[serve]."
+        ) from None
 
 
 @app.command()

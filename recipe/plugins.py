@@ -1,6 +1,6 @@
-"""Plug-ins: estimators, tasks and solvers by name, wherever they are installed from.
+"""Plug-ins: estimators, tasks, solvers and unlearning methods by name, wherever they are installed from.
 
-A package offers a plug-in by an entry point in one of three groups, and needs nothing else to be found:
+A package offers a plug-in by an entry point in one of four groups, and needs nothing else to be found:
 
     [project.entry-points."recipe.estimators"]
     my-method = "my_package.my_method:MyMethod"
@@ -21,7 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from recipe import calculus, inverses
 
 ESTIMATORS, TASKS, SOLVERS = "recipe.estimators", "recipe.applications", "recipe.solvers"
-NOUNS = {ESTIMATORS: "estimator", TASKS: "task", SOLVERS: "solver"}
+UNLEARNING = "recipe.unlearning"
+NOUNS = {ESTIMATORS: "estimator", TASKS: "task", SOLVERS: "solver", UNLEARNING: "unlearning method"}
 
 Pieces = Mapping[str, Callable[..., Any]]
 

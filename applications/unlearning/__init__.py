@@ -1,5 +1,6 @@
 """Unlearning: outputs and models as if some training points had never been seen, measured against retrained ones."""
 
+from applications.unlearning.audit import Audit
 from applications.unlearning.baselines import SCRUB, FineTune, GradAscent, GradDiff, NoisyDescent
 from applications.unlearning.certified import Certified, CertifiedRemoval
 from applications.unlearning.deployed import Deployed, Method, Unlearned
@@ -14,15 +15,18 @@ from applications.unlearning.forget_sets import (
     subpopulation,
     where,
 )
+from applications.unlearning.forgetter import Forgetter, NothingLeftError, UnknownPointError
 from applications.unlearning.klom import klom, margin_error, wasserstein
 from applications.unlearning.matching import DatamodelMatching, OracleMatching, datamodel_matching
 from applications.unlearning.membership import Advantage, u_lira
+from applications.unlearning.receipt import Receipt
 from applications.unlearning.task import Unlearning
 from applications.unlearning.updates import DoNothing, ParameterUpdate, RetrainFromScratch
 
 __all__ = [
     "SCRUB",
     "Advantage",
+    "Audit",
     "Certified",
     "CertifiedRemoval",
     "DatamodelMatching",
@@ -31,13 +35,17 @@ __all__ = [
     "DoNothing",
     "Evaluation",
     "FineTune",
+    "Forgetter",
     "GradAscent",
     "GradDiff",
     "Method",
     "NoisyDescent",
+    "NothingLeftError",
     "OracleMatching",
     "ParameterUpdate",
+    "Receipt",
     "RetrainFromScratch",
+    "UnknownPointError",
     "Unlearned",
     "Unlearning",
     "compare",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from applications.unlearning.deployed import Deployed, FromDeployed
 from recipe import batch as batches
-from recipe.algorithms import Algorithm
+from recipe.algorithms import SGD, Algorithm
 from recipe.batch import Batch
 from recipe.setting import Parameters, Setting
 from recipe.training import DivergedError
@@ -40,7 +40,7 @@ class FineTune(FromDeployed):
         algorithm: of the fine-tuning; the loss stays the setting's.
     """
 
-    algorithm: Algorithm
+    algorithm: Algorithm = SGD(epochs=5, batch_size=64, lr=0.01)
 
     def unlearn(self, deployed: Deployed, keep: Tensor, seed: int = 0) -> Parameters:
         """See `FromDeployed.unlearn`."""

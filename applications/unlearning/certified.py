@@ -83,7 +83,7 @@ class CertifiedRemoval:
 
     def start(self, deployed: Deployed) -> "Certified":
         """Train on the perturbed objective."""
-        return self._train(_Linear.of(deployed.setting, self.gamma), torch.ones(deployed.setting.n), 0)
+        return self._train(_Linear.of(deployed.setting, self.gamma), torch.ones(deployed.setting.n), 0, deployed.secret)
 
     def forget(self, deployed: Deployed, now: Unlearned, keep: Tensor) -> "Certified":
         """One step, or training anew where the budget does not allow it."""
@@ -98,18 +98,18 @@ class CertifiedRemoval:
         )[:, 0]
         spent = now.spent + objective.bound(step, there)
         if spent > self.budget:
-            return self._train(objective, keep, now.retrainings + 1)
+            return self._train(objective, keep, now.retrainings + 1, deployed.secret)
         return self._model(objective, theta + step, keep, now.b, spent, now.retrainings)
 
-    def _train(self, objective: "_Linear", keep: Tensor, retrainings: int) -> "Certified":
-        b = self.noise * torch.randn(objective.p, generator=self._draw(retrainings), dtype=DOUBLE)
+    def _train(self, objective: "_Linear", keep: Tensor, retrainings: int, secret: int | None) -> "Certified":
+        b = self.noise * torch.randn(objective.p, generator=self._draw(retrainings, secret), dtype=DOUBLE)
         theta = objective.minimum(keep.to(DOUBLE), b)
         left = float(objective.gradient(theta, keep.to(DOUBLE), b).norm())
         return self._model(objective, theta, keep, b, left, retrainings)
 
-    def _draw(self, retrainings: int) -> torch.Generator:
-        seed = secrets.randbits(63) if self.seed is None else self.seed + retrainings
-        return torch.Generator().manual_seed(seed)
+    def _draw(self, retrainings: int, secret: int | None) -> torch.Generator:
+        known = self.seed if self.seed is not None else secret
+        return torch.Generator().manual_seed(secrets.randbits(62) if known is None else known + retrainings)
 
     def _model(
         self, objective: "_Linear", theta: Tensor, keep: Tensor, b: Tensor, spent: float, retrainings: int

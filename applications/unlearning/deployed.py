@@ -30,6 +30,8 @@ class Deployed:
         parameters: of the model.
         f_hat: a datamodel of the setting, for what needs predictions. One that was fitted to this very model
             (`Deployed.fitted`) also moves its parameters; one of an ensemble predicts outputs better.
+        seed: of the model, and of what a method draws.
+        secret: what a certificate's noise is drawn from, so that a restart draws the same; None draws anew.
 
     Raises:
         ValueError: a datamodel of another universe.
@@ -38,6 +40,8 @@ class Deployed:
     setting: Setting
     parameters: Parameters
     f_hat: OutputFunction | None = None
+    seed: int = 0
+    secret: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.f_hat is not None and self.f_hat.n != self.setting.n:
@@ -50,7 +54,7 @@ class Deployed:
     def trained(cls, setting: Setting, estimator: Any = None, seed: int = 0) -> "Deployed":
         """Train a model on everything, and fit an estimator as it is (with ensembles of its own, if it has any)."""
         parameters = setting.algorithm.train(setting, torch.ones(setting.n), seed)
-        return cls(setting, parameters, None if estimator is None else estimator.fit(setting))
+        return cls(setting, parameters, None if estimator is None else estimator.fit(setting), seed)
 
     def fitted(self, estimator: Any) -> "Deployed":
         """The same model with a datamodel of *this* model: the estimator looks at it instead of training its own."""
@@ -143,7 +147,7 @@ class FromDeployed:
 
     def forget(self, deployed: Deployed, now: Unlearned, keep: Tensor) -> Unlearned:
         """The model after a request that leaves the points `keep`."""
-        return Unlearned(self.unlearn(deployed, keep), keep)
+        return Unlearned(self.unlearn(deployed, keep, deployed.seed), keep)
 
     def unlearn(self, deployed: Deployed, keep: Tensor, seed: int = 0) -> Parameters:
         """Parameters of the deployed model without all points of weight 0."""

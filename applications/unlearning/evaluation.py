@@ -107,7 +107,7 @@ def evaluate(
         direction: of KLoM.
         time: of unlearning as a fraction of retraining, to be kept with the result.
     """
-    splits = dict(zip(SPLITS, _splits(setting, forget, held_out), strict=True))
+    splits = dict(zip(SPLITS, split(setting, forget, held_out), strict=True))
     found = {
         name: tuple(margins_and_accuracy(setting, models, data) for models in (unlearned, oracles, others))
         for name, data in splits.items()
@@ -157,7 +157,8 @@ def _distance(
     )
 
 
-def _splits(setting: Setting, forget: Tensor, held_out: Batch | None) -> tuple[Batch, Batch, Batch]:
+def split(setting: Setting, forget: Tensor, held_out: Batch | None = None) -> tuple[Batch, Batch, Batch]:
+    """The forgotten, the retained and the held-out examples, the last of them by default the setting's targets."""
     keep = torch.ones(setting.n, dtype=torch.bool)
     keep[forget] = False
     pool = setting.pool

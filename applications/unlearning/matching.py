@@ -18,7 +18,7 @@ from torch import Tensor
 from applications.unlearning.deployed import Deployed, FromDeployed
 from applications.unlearning.forget_sets import retained as weights_without
 from recipe import batch as batches
-from recipe.algorithms import Algorithm
+from recipe.algorithms import AdamW, Algorithm
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
 from recipe.losses import SquaredError
@@ -31,11 +31,11 @@ class DatamodelMatching(FromDeployed):
     """DMM: fine-tune on the forget set and some retained points towards the predicted logits.
 
     Args:
-        algorithm: of the fine-tuning. The paper's: `AdamW(epochs=5, batch_size=512, lr=5e-4)`, for ResNets on CIFAR.
+        algorithm: of the fine-tuning; the default is close to the paper's, for ResNets on CIFAR.
         retained: how many retained points go with a forgotten one.
     """
 
-    algorithm: Algorithm
+    algorithm: Algorithm = AdamW(epochs=5, batch_size=512, lr=5e-4)
     retained: float = 3.0
 
     def unlearn(self, deployed: Deployed, keep: Tensor, seed: int = 0) -> Parameters:
