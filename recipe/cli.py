@@ -274,7 +274,6 @@ def serve(
         list[str] | None, typer.Option("--method-set", metavar="KEY=VALUE", help="Of the method: noise=5.")
     ] = None,
     store: Annotated[Path, typer.Option(metavar="DIR", help="What survives a restart.")] = Path("runs/forgetter"),
-    bank: Annotated[Path | None, typer.Option(metavar="DIR", help="Where audits keep retrained models.")] = None,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
 ) -> str:
@@ -285,7 +284,7 @@ def serve(
     forgets = plugins.build(plugins.find(plugins.UNLEARNING, method), method_assignments or ())
     estimator, f = options.prepare(DEFAULTS["unlearn"][0])
     service = _service()
-    forgetter = service.Forgetter(f.setting, estimator, forgets, bank, store)
+    forgetter = service.Forgetter(f.setting, estimator, forgets, store=store)
     say(f"Serving {f.setting.n} training points at http://{host}:{port}, {len(forgetter.forgotten)} of them forgotten.")
     service.serve(forgetter, key, host, port)
     return "Stopped."

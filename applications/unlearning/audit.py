@@ -22,9 +22,15 @@ class Audited(Protocol):
     setting: Setting
     method: Method
     estimator: Any
-    keep: Tensor
-    parameters: Parameters
     deployed: Deployed
+
+    @property
+    def keep(self) -> Tensor:
+        """The weights without what was forgotten."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """Of the model as it is now."""
 
     def retrained(self, seeds: Any) -> Retrain:
         """Oracles of these seeds."""

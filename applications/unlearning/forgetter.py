@@ -32,6 +32,7 @@ from recipe.batch import Batch
 from recipe.record import summary
 from recipe.retrain import Retrain
 from recipe.setting import Parameters, Setting
+from recipe.stores.bank import Bank
 
 AUDITED = 10  # oracles of an audit by default: enough for distances of means
 FOR_KLOM = 80  # oracles of each group, from which on an audit has KLoM
@@ -52,7 +53,7 @@ class Forgetter:
         setting: of the model; where it has checkpoints, the first one is the deployed model, else one is trained.
         estimator: what predicts outputs, fitted to the deployed model itself; None where the method needs none.
         method: how the model forgets, such as `ParameterUpdate()`, `DatamodelMatching(...)`, `CertifiedRemoval()`.
-        bank: where an audit's retrained models are kept: a path for `Retrain(bank=)`, or None for memory alone.
+        bank: where an audit's retrained models are looked up and kept; None trains them for every audit.
         store: a folder for what must survive a restart; None keeps it in memory.
         seed: of the deployed model.
 
@@ -75,7 +76,7 @@ class Forgetter:
         setting: Setting,
         estimator: Any,
         method: Method,
-        bank: str | os.PathLike[str] | None = None,
+        bank: Bank | None = None,
         store: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
@@ -112,7 +113,8 @@ class Forgetter:
         """Answer several requests by one update of the model and one wait for the disk. Raises as `forget`, for all."""
         with self._lock:
             wanted = [(self._checked(ids), request or new_id()) for ids, request in requests]
-            taken, drafts = dict(self._owner), {}
+            taken = dict(self._owner)
+            drafts: dict[str, Receipt] = {}
             for ids, name in wanted:
                 if name in self._receipts or name in drafts:
                     self._same_request(ids, (self._receipts.get(name) or drafts[name]).ids, name)
@@ -184,8 +186,7 @@ class Forgetter:
 
     def retrained(self, seeds: Sequence[int]) -> Retrain:
         """Oracles of these seeds."""
-        keywords: dict[str, Any] = {} if self.bank is None else {"bank": self.bank}
-        return Retrain(self.setting, seeds, **keywords)
+        return Retrain(self.setting, seeds, self.bank)
 
     @property
     def keep(self) -> Tensor:

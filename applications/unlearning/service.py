@@ -231,10 +231,10 @@ def _read(setting: Setting, inputs: Any, most: int) -> Batch:
             batch: Batch = (*parts, like[-1].expand(len(parts[0]), *like[-1].shape[1:]))
         else:
             names = [name for name in like if name != LABELS]
-            given = inputs if isinstance(inputs, dict) else {names[0]: inputs}
-            if set(given) != set(names):
+            by_name = inputs if isinstance(inputs, dict) else {names[0]: inputs}
+            if set(by_name) != set(names):
                 raise ValueError(f"the model has the inputs {', '.join(names)}")
-            named = {name: _tensor(given[name], like[name]) for name in names}
+            named = {name: _tensor(by_name[name], like[name]) for name in names}
             count = len(named[names[0]])
             batch = {**named, LABELS: like[LABELS].expand(count, *like[LABELS].shape[1:])}
         if not 1 <= batches.size(batch) <= most:
