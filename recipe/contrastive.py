@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recipe.batch import Batch
 
@@ -79,4 +80,5 @@ class ImageText(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Both embeddings side by side."""
-        return torch.cat([self.clip.encode_image(image), self.clip.encode_text(text)], -1)  # type: ignore[operator]
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for many models at once
+            return torch.cat([self.clip.encode_image(image), self.clip.encode_text(text)], -1)  # type: ignore[operator]

@@ -1,8 +1,8 @@
 """SST-2 mixed 1:1 with other text: which tenth should a small transformer read to tell good from bad reviews?
 
 The pool is a `datasets.Dataset` of 1 200 review sentences and as many subjects of mails (Enron) and short messages
-(SMS), whose labels, spam or not, say nothing about reviews. Targets are 200 review sentences, the test split 872 others.
-The model is a HuggingFace class, configured small, with random weights, trained offline. No text is printed.
+(SMS), whose labels, spam or not, say nothing about reviews. Targets are 200 other review sentences, the test split 872
+more. The model is a HuggingFace class, configured small, with random weights, trained offline. No text is printed.
 
 Whether EK-FAC or LESS scores, and in how many stages, was chosen on draw 100.
 """

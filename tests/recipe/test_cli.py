@@ -153,6 +153,42 @@ def test_select(setting):
     assert len(record["chosen"]) == 10
 
 
+def test_select_with_all_limits_writes_what_the_library_writes(setting, tmp_path):
+    np.save(tmp_path / "costs.npy", np.arange(40) / 40)
+    words = ["--size", 10, "--groups", "labels", "--quota", "0=2", "--quota", "1=3:9", "--costs", "costs.npy",
+             "--budget", 6, "--include", "5", "--exclude", "0-2", "--write", "chosen.csv", "--seeds", 0]  # fmt: skip
+    record = document("select", "tiny_setting.py:setting", *words)
+    f, labels = Retrain(setting).on(output=Loss()), setting.pool[1]
+    costs = torch.arange(40, dtype=torch.double) / 40
+    task = DataSelection(
+        10, labels, {0: 2, 1: (3, 9)}, costs, 6.0, include=torch.tensor([5]), exclude=torch.tensor([0, 1, 2])
+    )
+    solution = solve(task, Influence().fit(f.setting), TopK())
+    assert record["chosen"] == solution.indices.tolist()
+    solution.write(tmp_path / "library.csv")
+    assert (tmp_path / "chosen.csv").read_text() == (tmp_path / "library.csv").read_text()
+    balanced = document("select", "tiny_setting.py:setting", "--size", 9, "--groups", "labels", "--seeds", 0)["chosen"]
+    counts = labels[balanced].bincount().tolist()
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quota", "0=2"], "Pass both or neither"),
+        (["--groups", "labels", "--quota", "two=1"], "Expected a quota as group=k"),
+        (["--groups", "labels", "--quota", "0=30"], "Group 0 has"),
+        (["--costs", "none.npy", "--budget", "1"], "There is no file none.npy"),
+        (["--include", "1", "--exclude", "0-4"], r"\[1\] are in include and in exclude"),
+        (["--write", "chosen.xlsx"], "end in"),
+    ],
+)
+def test_select_refuses_limits_that_conflict_before_training(words, message):
+    result = call("select", "tiny_setting.py:setting", "--size", 10, *words, code=2)
+    assert re.search(message, result.stderr)
+    assert trained() == 0
+
+
 def test_select_with_other_plug_ins_and_parameters(setting):
     record = document(
         "select", "tiny_setting:make", "--size", "0.2:0.5", "--seeds", 1, "--estimator", "newton-step",
