@@ -1,6 +1,6 @@
 """SST-2 mixed 1:1 with other text: which tenth should a small transformer read to tell good from bad reviews?
 
-The pool is a `datasets.Dataset` of 1 200 review sentences and as many subjects of mails (Enron) and short messages
+The pool is a `datasets.Dataset` of 1 000 review sentences and as many subjects of mails (Enron) and short messages
 (SMS), whose labels, spam or not, say nothing about reviews. Targets are 200 other review sentences, the test split 872
 more. The model is a HuggingFace class, configured small, with random weights, trained offline. No text is printed.
 
@@ -21,21 +21,21 @@ from estimators.ekfac import EKFAC
 from estimators.less import LESS
 from recipe import AdamW, Correct, Greedy, Loss, Retrain, Setting, TopK, solve
 
-DRAWS, SEEDS, HALF, LENGTH, WORDS = range(5), range(2), 1200, 16, 2000
+DRAWS, SEEDS, HALF, LENGTH, WORDS = range(5), range(2), 1000, 12, 1500
 READER_ADAM = AdamW(epochs=12, batch_size=16, lr=2e-3, weight_decay=1e-2)
 METHODS: dict[str, tuple[Any, Any]] = {
-    "`LESS()`, `TopK()`": (LESS(dimension=512, checkpoints=3), TopK()),
+    "`LESS()`, `TopK()`": (LESS(dimension=256, checkpoints=2), TopK()),
     "`EKFAC()`, `TopK()`": (EKFAC(), TopK()),
     "`EKFAC()`, `Greedy(refit=3)`": (EKFAC(), Greedy(refit=3)),
 }
 
 
 def reader() -> nn.Module:
-    """A BERT of one layer, 32 wide, with random weights."""
+    """A BERT of one layer, 16 wide, with random weights."""
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
-        vocab_size=WORDS, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        vocab_size=WORDS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=LENGTH, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         attn_implementation="eager",
     )  # fmt: skip
