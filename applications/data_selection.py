@@ -224,7 +224,8 @@ def select(
         limits["quotas"] = _by_row(quotas, names.tolist()) if quotas else None
         if not quotas:
             most = _points(size, setting.n)
-            limits["quotas"] = balanced(limits["groups"], most[1] if isinstance(most, tuple) else most)
+            most = most[1] if isinstance(most, tuple) else most
+            limits["quotas"] = balanced(limits["groups"], most, limits.get("exclude"))
     elif quotas is not None:
         limits["quotas"] = quotas
     if costs is not None:
@@ -234,13 +235,16 @@ def select(
     return solve(task, estimator.fit(setting), solver or Greedy(refit=4), estimator, setting)
 
 
-def balanced(groups: Tensor, size: int) -> dict[int, tuple[int, int]]:
+def balanced(groups: Tensor, size: int, exclude: Tensor | None = None) -> dict[int, tuple[int, int]]:
     """Quotas that take as equally many points of each group as there are: smaller groups whole, the others alike.
+
+    Points to `exclude` are not counted.
 
     >>> balanced(torch.tensor([0, 1, 1, 1, 1, 2, 2, 2]), size=6)
     {0: (1, 1), 1: (2, 3), 2: (2, 3)}
     """
-    values, counts = (part.tolist() for part in groups.unique(return_counts=True))
+    left_in = groups if exclude is None else groups[torch.ones(len(groups)).index_fill(0, exclude, 0.0).bool()]
+    values, counts = (part.tolist() for part in left_in.unique(return_counts=True))
     left, level = size, 0.0
     for done, count in enumerate(sorted(counts)):
         level = left / (len(counts) - done)

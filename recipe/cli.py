@@ -133,7 +133,7 @@ def select(
     task = job.kind(
         size=read_size(size, job.f.n),
         groups=group,
-        quotas=_quotas(quotas, job, group, read_size(size, job.f.n)),
+        quotas=_quotas(quotas, job, group, read_size(size, job.f.n), exclude),
         costs=None if costs is None else read_numbers(costs),
         budget=budget,
         include=None if include is None else read_points(include),
@@ -152,11 +152,14 @@ def _groups(text: str, f: Retrain) -> Tensor:
     return batches.labels(f.setting.pool) if text == "labels" else read_numbers(text)
 
 
-def _quotas(quotas: Sequence[str], job: Job, groups: Tensor | None, size: int | tuple[int, int]) -> Any:
+def _quotas(
+    quotas: Sequence[str], job: Job, groups: Tensor | None, size: int | tuple[int, int], exclude: str | None
+) -> Any:
     """The quotas asked for; with groups and without quotas, as many of each as can be."""
     if quotas or groups is None:
         return dict(map(read_quota, quotas)) or None
-    return job.helpers.balanced(groups, size[1] if isinstance(size, tuple) else size)
+    most = size[1] if isinstance(size, tuple) else size
+    return job.helpers.balanced(groups, most, None if exclude is None else read_points(exclude))
 
 
 @command(app, "unlearn")

@@ -159,6 +159,12 @@ def test_balanced_quotas_differ_by_one_at_most_where_they_can(size):
     assert (counts[1] - counts[2]).abs() <= 1
 
 
+def test_balanced_quotas_do_not_count_what_is_excluded():
+    exclude = torch.tensor([0, 3, 6])  # leaves one of group 0
+    task = DataSelection(6, GROUPS, balanced(GROUPS, 6, exclude), exclude=exclude)
+    assert GROUPS[task.subset(N).best(torch.randn(N)).bool()].bincount(minlength=3)[0] == 1
+
+
 REFUSED = {
     "share": (dict(size=1.5), "share of all between 0 and 1; got 1.5"),
     "quotas above the size": (dict(size=3, groups=GROUPS, quotas={0: 2, 1: 2}), "4 to 8 points, the size 3 to 3"),

@@ -13,6 +13,7 @@ from estimators.influence import Influence
 from estimators.knn import KNN
 from estimators.knn_shapley import KNNShapley
 from estimators.last_layer import LastLayer
+from estimators.less import LESS
 from estimators.magic import MAGIC
 from estimators.random import Random
 from estimators.regression import Regression
@@ -25,7 +26,7 @@ from recipe import batch as batches
 from tests.worlds import CONVEX_SETTINGS, DOUBLE, ESTIMATORS, SETTINGS, TANGENT, logistic, ridge
 
 DRAWN = (Regression, EmpiricalInfluence, Banzhaf, DataShapley)  # subsets, by the position of points
-STEPS = (MAGIC, TracIn, GradDot, SOURCE, Simfluence)  # of a run by SGD or AdamW
+STEPS = (MAGIC, TracIn, GradDot, SOURCE, Simfluence, LESS)  # of a run by SGD or AdamW
 CLASSIFIERS = {name: s for name, s in SETTINGS.items() if name != "ridge"}
 
 
