@@ -10,7 +10,9 @@ from torch import Tensor
 
 from estimators._sampled import Estimate, SampledDatamodel
 from estimators._subset_training import SubsetTraining
-from recipe.setting import Measure
+from recipe.cost import Cost
+from recipe.setting import Measure, Setting
+from recipe.work import Work
 
 
 def fit_differences(training: SubsetTraining, subsets: Tensor, seed: int) -> SampledDatamodel:
@@ -21,6 +23,15 @@ def fit_differences(training: SubsetTraining, subsets: Tensor, seed: int) -> Sam
         return fit_differences(training.on(targets, output), subsets, seed)
 
     return SampledDatamodel(training, differences(subsets, training(subsets, range(seed, seed + len(subsets)))), on)
+
+
+def differences_cost(setting: Setting, subsets: int, share: float) -> Cost:
+    """What training on so many subsets with a share of the points costs, and comparing them."""
+    work = Work(setting)
+    compared = 4 * work.machine.product(setting.m, subsets, setting.n)  # in float64: twice the bytes, half the speed
+    return work.retraining(subsets, round(share * setting.n)) + compared.holding(
+        8 * (subsets + 4 * setting.m) * setting.n
+    )
 
 
 def differences(subsets: Tensor, outputs: Tensor) -> Estimate:

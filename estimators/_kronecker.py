@@ -31,8 +31,11 @@ from estimators._fisher import ExactFisher, Fisher
 from recipe import batch as batches
 from recipe import calculus
 from recipe.calculus import Operator, Point, Product
+from recipe.cost import Cost
 from recipe.layers import Factors, Layer, Lookup, Matrix
+from recipe.notes import note
 from recipe.setting import Parameters, Setting
+from recipe.work import Products
 
 WIDEST = 8192  # a factor that is wider keeps its coordinates as its basis
 
@@ -66,6 +69,10 @@ class Kronecker:
             )
         return self.at(operator.point, operator.damping)
 
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """See `Inverse.cost`."""
+        return products.applied(self.of, vectors)
+
     def at(self, point: Point, damping: float | None = 0.0) -> Product:
         """The inverse at a point.
 
@@ -75,6 +82,8 @@ class Kronecker:
                 a tenth of each block's mean eigenvalue.
         """
         decomposed, l2 = self.decompose([(1.0, point)]), point.setting.algorithm.objective.l2
+        if damping is None:
+            note(damping=decomposed.means(0.1) if l2 == 0 else 0.0)
 
         def inverse(eigenvalues: Tensor) -> Tensor:
             shift = 0.1 * eigenvalues.mean() if damping is None and l2 == 0 else l2 + (damping or 0.0)
@@ -159,6 +168,11 @@ class Decomposition:
             # A block without a share is one without gradients, which stays at zero.
             found |= block.apply(parts, function(block.spectrum / share if share else block.spectrum))
         return torch.cat([found[name] for name in self.setting.trained], 1)
+
+    def means(self, share: float) -> dict[str, float]:
+        """A share of the mean eigenvalue of each block, by the first of its parameters."""
+        pairs = zip(self.blocks, self.shares, strict=True)
+        return {block.names[0]: share * float(block.spectrum.mean() / (tau or 1)) for block, tau in pairs}
 
 
 def check_layers(setting: Setting) -> None:

@@ -18,10 +18,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from recipe.cost import Cost, along, measured
+from recipe.setting import Setting
+
 RIDGE_GRID = torch.logspace(-5, 3, 33, dtype=torch.float64)  # times the mean eigenvalue of the kernel
 LASSO_GRID = torch.logspace(0, -2.5, 11, dtype=torch.float64)  # times the penalty from which on all effects are zero
 WARM_STARTS = 5  # penalties on the way from all effects zero to the wanted penalty
 COARSE = 1e-3  # tolerance that is enough to compare penalties
+MEASURED = 4e6  # entries of weights up to which the work is measured in full
+OUTPUTS = (2, 16)  # on which it is measured
 ITERATIONS = 5000  # of FISTA, at most
 
 Product = Callable[[Tensor], Tensor]
@@ -192,6 +197,20 @@ class Lasso:
             stacklevel=2,
         )
         return answer
+
+
+def regression_cost(penalty: Penalty, runs: int, setting: Setting) -> Cost:
+    """What a regression on random halves costs; where it is large it is measured smaller, all sides alike."""
+    n, m = setting.n, setting.m
+    shrink = max(1.0, (runs * n / MEASURED) ** 0.5)
+    r, k = max(4, round(runs / shrink)), max(2, round(n / shrink))
+    generator = torch.Generator().manual_seed(0)
+    X = (torch.rand(r, k, generator=generator, dtype=torch.float64) < 0.5).double() - 0.5
+    B = torch.randn(k, m, generator=generator, dtype=torch.float64) ** 3  # few points matter much, and half is noise
+    Y = X @ B
+    Y = Y + Y.std(0) * torch.randn(r, m, generator=generator, dtype=torch.float64)
+    found = along(lambda t: measured(lambda: penalty.coefficients(X, Y[:, :t] - Y[:, :t].mean(0))), m, *OUTPUTS)
+    return (shrink**2.5 * found).holding(8 * (runs + 4 * m) * n)
 
 
 def _left_singular(X: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,10 +18,12 @@ from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import Point, Product
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, OutputFunction, same_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.training import progress, stack
+from recipe.work import Work
 
 
 def fit_tangent(
@@ -53,6 +55,25 @@ def fit_tangent(
         inverse = invert(Point(setting, theta, all_weights, data))
         tangents.append(Tangent(theta, inverse, calculus.normaliser(setting, all_weights)))
     return TangentDatamodel(setting, tangents, weights, added, lazy)
+
+
+def tangent_cost(work: Work, models: int, inverse: Callable[[int], Cost], lazy: bool = False) -> Cost:
+    """What `fit_tangent` costs, given what it costs to invert the curvature and apply it to so many vectors."""
+    training, count = work.ensemble(models)
+    vectors = 0 if lazy else work.setting.m
+    queries = vectors * work.setting.p * work.number
+    one = inverse(vectors) + work.fitted(_Plain(lazy)).holding(queries)
+    return training + (count * one).holding((count - 1) * queries)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The tangent as it were without a curvature: what all inverses share."""
+
+    lazy: bool
+
+    def fit(self, setting: Setting) -> "TangentDatamodel":
+        return fit_tangent(setting, 1, 0, None, lambda point: lambda vectors: vectors, self.lazy)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 
 import torch
 
-from estimators._differences import fit_differences
+from estimators._differences import differences_cost, fit_differences
 from estimators._sampled import SampledDatamodel
 from estimators._subset_training import STREAM, SubsetTraining
+from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
@@ -61,6 +62,10 @@ class Banzhaf:
     def __post_init__(self) -> None:
         if self.subsets < 2:
             raise ValueError(f"Banzhaf needs at least two subsets, better thousands; got {self.subsets}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return differences_cost(setting, self.subsets, 0.5)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> SampledDatamodel:

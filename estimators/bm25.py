@@ -34,9 +34,11 @@ from estimators._anchored import where
 from estimators._votes import descents, ignorance, label_votes, one_class_each, slopes
 from recipe import batch as batches
 from recipe.batch import LABELS, Batch
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
+from recipe.work import Work
 
 IDS, MASK = "input_ids", "attention_mask"  # the names that HuggingFace's tokenizers give
 
@@ -71,6 +73,10 @@ class BM25:
     def __post_init__(self) -> None:
         if not (self.k1 >= 0 and 0 <= self.b <= 1):
             raise ValueError(f"BM25 needs k1 of at least 0 and b from 0 to 1; got k1={self.k1}, b={self.b}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

@@ -34,10 +34,12 @@ from torch import Tensor
 from estimators._sampled import Estimate, SampledDatamodel
 from estimators._subset_training import STREAM, SubsetTraining
 from estimators.exact_shapley import Game
+from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
 from recipe.training import progress_bar
+from recipe.work import Work
 
 ROUND = 8  # permutations that train together
 STRIDE = 64  # points of each of them that train together
@@ -80,6 +82,13 @@ class DataShapley:
                 raise ValueError(
                     f"The {name} of DataShapley must be at least 0 and below 1; got {getattr(self, name)}."
                 )
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        # At most: truncation and tolerance save what is not known before. Prefixes hold half of the points on average.
+        work = Work(setting)
+        together = min(ROUND, self.permutations) * min(STRIDE, setting.n)
+        return (self.permutations * setting.n / together) * work.retraining(together, setting.n // 2)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> SampledDatamodel:

@@ -22,9 +22,11 @@ from estimators._fisher import ExactFisher, Fisher, SampledFisher
 from estimators._kronecker import Kronecker, check_layers
 from estimators._tangent import fit_tangent
 from recipe.calculus import Point, Product
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
+from recipe.work import Work
 
 __all__ = ["EKFAC", "ExactFisher", "Kronecker", "SampledFisher"]
 
@@ -59,6 +61,10 @@ class EKFAC:
     damping: float | None = None
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

@@ -11,15 +11,18 @@ arXiv:2507.14740 (their solver is a preconditioned Neumann series).
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from estimators._fisher import ExactFisher, Fisher, SampledFisher
 from estimators._kronecker import Kronecker, check_layers
-from estimators._tangent import fit_tangent
+from estimators._tangent import fit_tangent, tangent_cost
 from recipe.calculus import GaussNewton, Point, Product
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.inverses import CG
 from recipe.problem import Arguments
 from recipe.setting import Setting
+from recipe.work import Products, Work
 
 __all__ = ["EKFACCG", "ExactFisher", "SampledFisher"]
 
@@ -55,6 +58,12 @@ class EKFACCG:
     seed: int = 0
     lazy: bool = False
 
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        work = Work(setting)
+        products = Products(work, GaussNewton(), self.damping)
+        return tangent_cost(work, self.models, partial(self._solver().cost, products), self.lazy)
+
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
         """Train (or take the setting's checkpoints) and linearise; arguments and errors as of `EKFAC.fit`."""
@@ -62,6 +71,8 @@ class EKFACCG:
         return fit_tangent(setting, self.models, self.seed, at, self._invert, self.lazy)
 
     def _invert(self, point: Point) -> Product:
+        return self._solver().of(GaussNewton().at(point, self.damping))
+
+    def _solver(self) -> CG:
         preconditioner = Kronecker(fisher=self.fisher, coupled=False)  # the residual tells what layers share
-        inverse = CG(self.tolerance, preconditioner=preconditioner)
-        return inverse.of(GaussNewton().at(point, self.damping))
+        return CG(self.tolerance, preconditioner=preconditioner)

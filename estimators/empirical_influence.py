@@ -20,9 +20,10 @@ retrainings.
 
 from dataclasses import dataclass
 
-from estimators._differences import fit_differences
+from estimators._differences import differences_cost, fit_differences
 from estimators._sampled import SampledDatamodel
 from estimators._subset_training import SubsetTraining
+from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
@@ -60,6 +61,10 @@ class EmpiricalInfluence:
             raise ValueError(f"EmpiricalInfluence needs at least two subsets, better thousands; got {self.subsets}.")
         if not 0 < self.alpha < 1:
             raise ValueError(f"The share alpha of the points in a subset must be between 0 and 1; got {self.alpha}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return differences_cost(setting, self.subsets, self.alpha)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> SampledDatamodel:

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from estimators._subset_training import SubsetTraining
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
+from recipe.work import Work
 
 PLAYERS = 12  # at most: 4 096 coalitions
 
@@ -61,6 +63,10 @@ class ExactShapley:
     def __post_init__(self) -> None:
         if self.models < 1:
             raise ValueError(f"ExactShapley needs at least one model; got models={self.models}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).retraining(self.models * 2**setting.n, setting.n // 2)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

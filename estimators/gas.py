@@ -31,10 +31,12 @@ from estimators._anchored import anchored, where
 from estimators._ensemble import by_member, members
 from recipe import calculus
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.training import progress
+from recipe.work import Work
 
 Steps = list[tuple[float, Parameters]]  # the checkpoints of a run, with weights that sum to 1
 
@@ -60,6 +62,10 @@ class GAS:
     layerwise: bool = False
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

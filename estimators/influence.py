@@ -23,13 +23,16 @@ those of one non-convex model are noisy. Models that are not at an optimum are t
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-from estimators._tangent import fit_tangent
+from estimators._tangent import fit_tangent, tangent_cost
 from recipe.calculus import Curvature, GaussNewton, Point, Product
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.inverses import Dense, Inverse
 from recipe.problem import Arguments
 from recipe.setting import Setting
+from recipe.work import Products, Work
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ class Influence:
     models: int = 1
     seed: int = 0
     lazy: bool = False
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        work = Work(setting)
+        products = Products(work, self.curvature, self.damping)
+        return tangent_cost(work, self.models, partial(self.inverse.cost, products), self.lazy)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

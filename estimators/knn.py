@@ -33,9 +33,11 @@ from estimators._representation import Representation
 from estimators._votes import check_labels, ignorance, onehot
 from recipe import batch as batches
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import OutputFunction, records_origin, same_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.work import Work
 
 BLOCK_BYTES = 2**26  # of sorted weights that are held at once
 
@@ -70,6 +72,10 @@ class KNN:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> "KNNDatamodel":

@@ -33,9 +33,11 @@ from estimators._ensemble import members
 from estimators._neighbours import Neighbours, check_k
 from estimators._representation import Representation
 from estimators._votes import check_labels, ignorance, onehot, slopes
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class KNNShapley:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

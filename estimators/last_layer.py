@@ -44,10 +44,12 @@ from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import BLOCK_BYTES
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.training import progress
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class LastLayer:
     damping: float = 0.0
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

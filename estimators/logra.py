@@ -46,10 +46,13 @@ from estimators._projections import Numbers
 from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import Point, Product
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
+from recipe.notes import note
 from recipe.problem import Arguments
 from recipe.setting import Setting
 from recipe.training import progress
+from recipe.work import Work
 
 __all__ = ["EmpiricalFisher", "LoGra", "PrincipalBasis", "RandomBasis"]
 
@@ -86,6 +89,10 @@ class LoGra:
     damping: float | None = None
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
@@ -137,15 +144,18 @@ class LoGra:
                 kernel += (part * shares[:, None]).T @ part
         traces = [float(kernel.trace()) for kernel in kernels]
         l2, whole = point.setting.algorithm.objective.l2, sum(traces)
-        factors = []
+        factors, dampings = [], []
         for kernel, trace in zip(kernels, traces, strict=True):
             if trace == 0:  # a layer without gradients stays where it is
                 factors.append(torch.eye(len(kernel)).to(kernel))
                 continue
             kernel = kernel * (whole / trace) if self.coupled else kernel
             mean = float(kernel.diagonal().mean())
-            ridge = 0.1 * mean if self.damping is None and l2 == 0 else l2 + (self.damping or 0.0)
-            factors.append(cholesky(kernel, ridge))
+            damping = 0.1 * mean if self.damping is None and l2 == 0 else self.damping or 0.0
+            dampings.append(damping)
+            factors.append(cholesky(kernel, l2 + damping))
+        if self.damping is None:
+            note(damping=dampings)
 
         def product(vectors: Tensor) -> Tensor:
             parts = zip(vectors.split(projection.sizes, 1), factors, strict=True)

@@ -35,16 +35,18 @@ import torch
 from torch import Tensor
 
 from estimators._adjoints import adjoint
-from estimators._replay import Replay, Run
+from estimators._replay import GRAPH_BYTES, Replay, Run
 from estimators._smoothness import Probe, Smoothness, SmoothnessCheck
 from recipe import batch as batches
 from recipe import calculus
 from recipe.algorithms import SGD, AdamW
 from recipe.batch import Batch
+from recipe.cost import Cost, along, measured
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
 from recipe.training import progress_bar
+from recipe.work import STEPS, Work
 
 BLOCK_BYTES = 2**28  # of adjoints and products that go back through a run together
 
@@ -86,6 +88,31 @@ class MAGIC:
             raise ValueError(f"An ensemble needs at least one model; got models={self.models}.")
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha is a share of the points, above 0 and at most 1; got {self.alpha}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        work, algorithm = Work(setting), _minibatch(setting)
+        plan = algorithm.plan(torch.arange(setting.n) < self.alpha * setting.n)
+        weights = torch.full((setting.n,), self.alpha, dtype=setting.dtype, device=setting.device)
+
+        def run(steps: int) -> Run:
+            return Run(setting, replace(algorithm, replay=True), weights, self.seed, steps)
+
+        def there(steps: int) -> Cost:
+            return measured(lambda: Replay.of(run(steps), lambda _: None))
+
+        def back(steps: int) -> Cost:
+            replay = Replay.of(run(steps), lambda _: None)
+            return measured(lambda: _effects(setting, replay, lambda _: None))
+
+        runs = self.models + (0 if self.check is None else self.check.replays)
+        total = plan.total
+        found = runs * along(there, total, *STEPS) + self.models * along(back, total, *STEPS)
+        state = 3 * setting.p * work.number  # parameters, and what an optimiser remembers of them
+        graphs = min(GRAPH_BYTES, total**0.5 * run(1).graph_bytes)
+        vectors = min(6 * setting.m * setting.p * work.number, 2 * BLOCK_BYTES)
+        held = self.models * total**0.5 * state + total**0.5 * state + graphs + vectors
+        return replace(found, bytes=held + 2 * setting.m * setting.n * work.number)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> "MAGICDatamodel":

@@ -23,11 +23,13 @@ from estimators._ensemble import members
 from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import Curvature, Hessian, Point
+from recipe.cost import Cost
 from recipe.datamodel import OutputFunction, records_origin, same_origin
 from recipe.inverses import Dense, Inverse
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.training import stack
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class NewtonStep:
     damping: float = 0.0
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> "NewtonStepDatamodel":

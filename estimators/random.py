@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Random:
     """
 
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

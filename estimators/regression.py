@@ -33,14 +33,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators._penalties import Lasso, Penalty, Ridge
+from estimators._penalties import Lasso, Penalty, Ridge, regression_cost
 from estimators._subset_training import SubsetTraining
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.composition import effects_of
+from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
+from recipe.work import Work
 
 __all__ = ["Lasso", "Penalty", "Regression", "Ridge", "regress", "regress_residual"]
 
@@ -81,6 +83,13 @@ class Regression:
             raise ValueError(f"Regression needs at least two subsets, better hundreds; got {self.subsets}.")
         if not 0 < self.alpha < 1:
             raise ValueError(f"The share alpha of the points in a subset must be between 0 and 1; got {self.alpha}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        work = Work(setting)
+        prior = Cost() if self.prior is None else cost_of(self.prior, setting)
+        retraining = work.retraining(self.subsets, round(self.alpha * setting.n))
+        return prior + retraining + regression_cost(self.penalty, self.subsets, setting)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

@@ -37,10 +37,12 @@ from estimators._representation import blocks
 from estimators._votes import slopes
 from recipe import calculus
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.training import progress
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class RepresenterPoints:
     def __post_init__(self) -> None:
         if not self.l2 > 0:
             raise ValueError(f"Without a penalty no point carries anything: l2 must be above 0; got {self.l2}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

@@ -33,10 +33,12 @@ from estimators._trajectory import with_steps
 from recipe import batch as batches
 from recipe.algorithms import SGD, AdamW
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import OutputFunction, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Parameters, Setting
 from recipe.training import progress
+from recipe.work import Work
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # to choose from
 FEW = 5  # outputs on which the choice is made, and the share of the runs that is held out: a fifth
@@ -79,6 +81,17 @@ class Simfluence:
             )
         if not 0 < self.alpha < 1:
             raise ValueError(f"The share alpha of the points in a subset must be between 0 and 1; got {self.alpha}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        work, algorithm, half = Work(setting), with_steps(setting), round(self.alpha * setting.n)
+        steps = algorithm.plan((torch.arange(setting.n) < half).to(setting.dtype)).total
+        rows, size = self.subsets * -(-steps // self.every), 2 * setting.n + 2
+        logs = work.training(self.subsets, half, apart=True) + work.outputs(self.subsets + rows)
+        fits = setting.m + (min(FEW, setting.m) * len(PENALTIES) if self.penalty is None else 0)
+        machine = work.machine
+        normal = 2 * machine.product(setting.n + 1, rows, setting.n + 1)  # the weighted and the mixed one
+        return logs.holding(3 * rows * setting.n * work.number) + fits * (normal + 4 * machine.cholesky(size))
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> "SimfluenceDatamodel":

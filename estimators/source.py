@@ -42,10 +42,12 @@ from estimators._trajectory import Phase, Trajectory, mean_preconditioner, total
 from recipe import calculus
 from recipe.algorithms import AdamW
 from recipe.calculus import Point
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
 from recipe.training import progress
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class SOURCE:
                 "SOURCE needs at least one segment with one checkpoint; got "
                 f"segments={self.segments}, checkpoints={self.checkpoints}."
             )
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        count = self.segments * self.checkpoints
+        return Work(setting).fitted(self, self.models, checkpoints=count, apart=True)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

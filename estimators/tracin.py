@@ -33,9 +33,11 @@ from estimators._ensemble import members
 from estimators._trajectory import Phase, Trajectory, trajectories, unrolled
 from estimators.gas import compared
 from recipe import calculus
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class TracIn:
     checkpoints: int = 10
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models, checkpoints=self.checkpoints, apart=True)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
@@ -109,6 +115,10 @@ class GradDot:
     models: int = 1
     seed: int = 0
 
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models, apart=True)
+
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
         """Train (or take the setting's checkpoints) and multiply gradients. See `TracIn.fit`."""
@@ -138,6 +148,10 @@ class GradCos:
 
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:

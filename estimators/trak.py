@@ -21,7 +21,7 @@ Cost for each model: one pass for the gradients of all points and outputs, and `
 effects, and the features `(n, k)` while they fit (`estimators/_projected.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -36,12 +36,15 @@ from estimators._projections import Projection, projection
 from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.losses import CrossEntropy
+from recipe.notes import note
 from recipe.outputs import Margin
 from recipe.problem import Arguments
 from recipe.setting import Parameters, Setting
 from recipe.training import progress
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class TRAK:
     damping: float | None = None
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        kept = min(self.dimension, setting.p) * setting.dtype.itemsize  # of features
+        damped = replace(self, damping=self.damping or 1.0)  # a few points do not fill the dimensions
+        return Work(setting).fitted(damped, self.models, kept=kept)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
@@ -119,7 +128,10 @@ class TRAK:
         total = calculus.normaliser(setting, calculus.training_set(setting, *at)[1])
         kernel, dead = self._kernel(featuriser, at)
         kernel, ridge = kernel / total, self._ridge(setting)
-        ridge = 0.1 * float(kernel.diagonal().mean()) if ridge is None else ridge
+        chosen = 0.1 * float(kernel.diagonal().mean()) if ridge is None else 0.0
+        if self.damping is None:
+            note(damping=chosen)
+        ridge = chosen if ridge is None else ridge
         factor = cholesky(kernel, ridge, f", and {dead} points have no gradient at all" if dead else "")
         l2 = goal.l2 if goal.mean and self.reweighted else 0.0
         drift = l2 * featuriser.projection.vectors(setting.flat(featuriser.theta)[None])[0]

@@ -11,6 +11,7 @@ from recipe.calibration import Calibrated, calibrated
 from recipe.checks import Checks, check, fragility, leave_out, mixed_data
 from recipe.composition import Ensemble, Ensembling, Scaled, Scaling, effects_of
 from recipe.contrastive import Contrastive, ImageText
+from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
 from recipe.diversity import Alike, FacilityLocation
 from recipe.executors import Processes, WorkerDiedError
@@ -31,6 +32,7 @@ from recipe.size_correction import SizeCorrected, SizeCorrecting
 from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Metagradient, TopK
 from recipe.stores import Bank, DamagedError
 from recipe.training import DivergedError
+from recipe.work import Work
 
 __all__ = [
     "CG",
@@ -51,6 +53,7 @@ __all__ = [
     "Convention",
     "Convex",
     "Correct",
+    "Cost",
     "CrossEntropy",
     "Custom",
     "DamagedError",
@@ -99,9 +102,11 @@ __all__ = [
     "TopK",
     "TopMargin",
     "Verification",
+    "Work",
     "WorkerDiedError",
     "calibrated",
     "check",
+    "cost_of",
     "effects_of",
     "fragility",
     "from_scores",

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from recipe.batch import Batch
 from recipe.composition import Scaled
+from recipe.cost import Cost, cost_of
 from recipe.datamodel import OutputFunction, records_origin
 from recipe.lds import check_comparable
 from recipe.problem import Arguments
 from recipe.random_subsets import random_subsets
 from recipe.retrain import Retrain
 from recipe.setting import Measure, Setting
+from recipe.work import Work
 
 STREAM = 19_860_901  # added to the seed of the subsets: random_subsets(seed=0) must not score a fit on its own subsets
 
@@ -103,6 +105,11 @@ class Calibrated:
             raise ValueError(f"A calibration needs at least two subsets, better ten or more; got {self.subsets}.")
         if not 0 < self.alpha < 1:
             raise ValueError(f"The share alpha of the points in a subset must be between 0 and 1; got {self.alpha}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        retraining = Work(setting).retraining(self.subsets, round(self.alpha * setting.n))
+        return cost_of(self.estimator, setting) + retraining
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> Scaled:

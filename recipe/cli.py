@@ -7,7 +7,7 @@ returns one. Estimators, solvers and tasks are found by entry point (`recipe.plu
 import importlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from recipe import batch as batches
 from recipe import plugins
 from recipe.arguments import read_entry, read_numbers, read_points, read_quota, read_range, read_size
+from recipe.cost import Cost, cost_of
 from recipe.datamodel import OutputFunction
 from recipe.exports import SUFFIXES
 from recipe.feasible import Box
@@ -93,7 +94,14 @@ class Job:
         refits = getattr(self.solver, "refit", None) or 0
         later = max(0, seeds * sets - before)
         fitted = _models(self.estimator, self.f) * (1 + refits)
-        _announce(self.f, {"to start from": before, f"to fit {_name(self.estimator)}": fitted, "to verify": later})
+        fit = f"to fit {_name(self.estimator)}"
+        costs = {
+            fit: lambda: (1 + refits) * cost_of(self.estimator, self.f.setting),
+            "to verify": lambda: self.f.cost(sets),
+        }
+        _announce(
+            self.f, {"to start from": before, fit: fitted, "to verify": later}, costs if seeds else {fit: costs[fit]}
+        )
 
     def answer(self, task: Task) -> tuple[OutputFunction, Solution, dict[str, Any]]:
         """Fit, solve and verify: the datamodel, the solution and the parts of a report."""
@@ -264,8 +272,9 @@ def lds(
         raise ValueError("The LDS compares with retraining, so it needs at least one seed; got --seeds 0.")
     estimator, f = options.prepare(INFLUENCE)
     drawn = random_subsets(f.n, subsets, alpha, seed)
-    fitted = _models(estimator, f)
-    _announce(f, {f"to fit {_name(estimator)}": fitted, "to compare with": subsets * options.seeds})
+    fit = f"to fit {_name(estimator)}"
+    costs = {fit: lambda: cost_of(estimator, f.setting), "to compare with": lambda: f.cost(subsets)}
+    _announce(f, {fit: _models(estimator, f), "to compare with": subsets * options.seeds}, costs)
     return options.report({"lds": score(estimator.fit(f.setting), f, drawn)})
 
 
@@ -341,10 +350,20 @@ def _listed(title: str, entries: Mapping[str, Mapping[str, str]]) -> str:
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
-def _announce(f: Retrain, runs: Mapping[str, int]) -> None:
-    """The size of the setting, and how many models will be trained for what."""
+def _announce(f: Retrain, runs: Mapping[str, int], costs: Mapping[str, Callable[[], Cost]]) -> None:
+    """The size of the setting, how many models will be trained for what, and what that will cost."""
     models = ", ".join(f"{count} {why}" for why, count in runs.items() if count) or "none"
     say(f"n = {f.n} training points, m = {f.m} outputs, p = {f.setting.p} parameters. Models to train: {models}.")
+    for why, cost in costs.items():
+        say(f"Expected {why}: {_expected(cost)}.")
+
+
+def _expected(cost: Callable[[], Cost]) -> str:
+    """A cost, or why it is not known: an estimate that fails stops nobody."""
+    try:
+        return str(cost())
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        return f"not known ({next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')})"
 
 
 def _models(estimator: Any, f: Retrain) -> int:

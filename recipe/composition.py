@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from recipe.batch import Batch
+from recipe.cost import Cost, cost_of
 from recipe.datamodel import LinearDatamodel, Origin, OutputFunction, measure_alike, records_origin, same_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
@@ -93,6 +94,10 @@ class Ensembling:
     def __post_init__(self) -> None:
         object.__setattr__(self, "estimators", tuple(self.estimators))
 
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return sum((cost_of(one, setting) for one in self.estimators), Cost())
+
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> Ensemble:
         """Fit every estimator and take the mean."""
@@ -166,6 +171,10 @@ class Scaling:
     slope: Tensor | float
     intercept: Tensor | float = 0.0
 
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return cost_of(self.estimator, setting)
+
     def fit(self, setting: Setting, at: Arguments | None = None) -> Scaled:
         """Fit and scale."""
         return Scaled(self.estimator.fit(setting, at), self.slope, self.intercept)
@@ -231,7 +240,8 @@ def _common_origin(members: Sequence[OutputFunction]) -> Origin | None:
     at = first.at if all(origin.at is first.at for origin in origins) else None
     whole = all(origin.estimator is not None for origin in origins)
     estimator = Ensembling([origin.estimator for origin in origins]) if whole else None
-    return Origin(estimator, first.setting, at, seconds)
+    notes = {f"member {i}": origin.notes for i, origin in enumerate(origins) if origin.notes}
+    return Origin(estimator, first.setting, at, seconds, notes)
 
 
 def _check_alike(members: Sequence[OutputFunction]) -> None:

@@ -13,8 +13,8 @@ from 0 to 1 (Ilyas et al., "Datamodels: Predicting Predictions from Training Dat
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.batch import Batch
+from recipe.cost import Cost
+from recipe.notes import taking_notes
 from recipe.setting import Measure, Parameters, Setting, check_values
 
 BLOCK_BYTES = 2**26  # of effects that are held at once while streaming
@@ -30,12 +32,16 @@ BLOCK_BYTES = 2**26  # of effects that are held at once while streaming
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Where a datamodel comes from: the estimator, the setting, where it was linearised, how long the fit took."""
+    """Where a datamodel comes from: the estimator, the setting, where it was linearised, how long the fit took.
+
+    `notes` is what the fit decided by itself, by name, such as the damping (`recipe/notes.py`).
+    """
 
     estimator: Any
     setting: Setting
     at: tuple[Tensor, Batch | None] | None
     seconds: float
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,18 +50,22 @@ def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fit)
     def recorded(self: Any, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> Any:
         started = time.perf_counter()
-        f_hat = fit(self, setting, at)
-        f_hat.origin = Origin(self, setting, at, time.perf_counter() - started)
+        with taking_notes(type(self).__name__) as notes:
+            f_hat = fit(self, setting, at)
+        f_hat.origin = Origin(self, setting, at, time.perf_counter() - started, notes)
         return f_hat
 
     return recorded
 
 
 class Estimator(Protocol):
-    """A frozen dataclass with `fit(setting, at=None) -> OutputFunction`; `at = (weights, added)`: where."""
+    """A frozen dataclass with `fit(setting, at=None) -> OutputFunction`, `at = (weights, added)`: where; and `cost`."""
 
     def fit(self, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> "OutputFunction":
         """A datamodel of the setting's outputs."""
+
+    def cost(self, setting: Setting) -> Cost:
+        """What `fit` will cost, training included, known before it: within a factor of about 3."""
 
 
 class OutputFunction(ABC):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import OutputFunction
 from recipe.setting import Measure, Parameters, Setting
 from recipe.shards import Shard, Trained, outputs_of, split, train_runs, train_shards
@@ -107,6 +108,12 @@ class Retrain(OutputFunction):
         other = copy.copy(self)
         other.seeds = _distinct(seeds)
         return other
+
+    def cost(self, sets: int = 1) -> Cost:
+        """What it will cost to evaluate so many training sets with every seed, remembered ones included."""
+        from recipe.work import Work  # which measures by training
+
+        return Work(self.setting).retraining(sets * len(self.seeds))
 
     def parameters(self, weights: Tensor, added: Batch | None = None) -> Parameters:
         """Trained parameters for `(n,)` weights, stacked over the seeds."""

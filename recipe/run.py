@@ -31,7 +31,8 @@ class Solution:
         decision: what the solver chose, a subset's as zeros and ones.
         outputs: predicted outputs `(m,)` at the decision.
         predicted: the objective's predicted value.
-        provenance: estimator, solver and task with their parameters, seeds, package versions, content hashes of the
+        provenance: estimator, solver and task with their parameters, what the fit decided (the damping of an estimator
+            that chooses it), seeds, package versions, content hashes of the
             data, seconds, and what the solver noted.
         scores: of the decision's shape: what more of each entry would improve, `sense * gradient` of the objective at
             the decision; None where there is no gradient.
@@ -221,6 +222,7 @@ def solve(
     provenance = {
         "task": summary(task),
         "estimator": summary(origin.estimator if origin and origin.estimator else estimator),
+        "decided by the fit": summary(newest[0].origin.notes if newest[0].origin else {}),
         "refitted by": summary(estimator) if newest[0] is not f_hat else None,
         "solver": summary(solver),
         "setting": _setting_summary(setting),

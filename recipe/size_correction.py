@@ -12,6 +12,7 @@ from torch import Tensor
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.composition import origin_of
+from recipe.cost import Cost, cost_of
 from recipe.datamodel import OutputFunction
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
@@ -51,6 +52,10 @@ class SizeCorrecting:
     """The estimator behind `SizeCorrected`: fits another one and corrects it, so that a refit is corrected too."""
 
     estimator: Any
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return cost_of(self.estimator, setting)
 
     def fit(self, setting: Setting, at: Arguments | None = None) -> SizeCorrected:
         """Fit and correct."""

@@ -92,11 +92,11 @@ def ridge() -> Setting:
     return Setting(model, universe, targets, Newton(l2=0.1), loss=SquaredError(), output=value)
 
 
-def small_mlp(**changes) -> Setting:
+def small_mlp(algorithm=None, **changes) -> Setting:
     """A small network trained by SGD: not convex, seeds matter."""
     universe, targets = blobs()
     model = lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)).double()  # noqa: E731
-    algorithm = SGD(epochs=30, batch_size=8, lr=0.2, momentum=0.9, weight_decay=1e-2)
+    algorithm = algorithm or SGD(epochs=30, batch_size=8, lr=0.2, momentum=0.9, weight_decay=1e-2)
     return Setting(model, universe, targets, algorithm, **changes)
 
 

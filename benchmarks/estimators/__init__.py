@@ -20,15 +20,17 @@ from collections.abc import Sequence
 
 def main(names: Sequence[str] = ()) -> None:
     """Measure the named settings and tables, or all of them."""
-    from benchmarks.estimators import gradients, memory, settings, table
+    from benchmarks.estimators import cost, gradients, memory, settings, table
 
-    extra = {"gradients": gradients.main, "memory": memory.main}
+    extra = {"gradients": gradients.main, "memory": memory.main, "cost": cost.main}
     known = [*settings.SETTINGS, *extra]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise SystemExit(f"Unknown setting or table {unknown[0]!r}; there are {', '.join(known)}.")
     names = names or known
-    table.compare([name for name in settings.SETTINGS if name in names])
+    chosen = [name for name in settings.SETTINGS if name in names]
+    if chosen:
+        table.compare(chosen)
     for name, measured in extra.items():
         if name in names:
             measured()

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from recipe.calculus import Operator, Product
+from recipe.cost import Cost
 from recipe.inverses.inverse import check_finite, check_rank
+from recipe.work import Products
 
 CHECKED = 10  # iterations between two looks at the eigenpairs
 
@@ -59,6 +61,16 @@ class Arnoldi:
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
+
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """See `Inverse.cost`."""
+        rank = min(self.rank, products.p)
+        most = min(self.iterations or 3 * rank + 50, products.p)
+        likely = (rank * max(rank, most)) ** 0.5  # it stops between the two
+        orthogonal = 2 * likely * products.machine.product(2, products.p, likely)
+        applied = 2 * products.machine.product(vectors, products.p, rank)
+        held = (most + rank + 3 * vectors) * products.vector_bytes
+        return (likely * products.product(1) + orthogonal + applied).holding(held)
 
     def of(self, operator: Operator) -> Product:
         """See `Inverse.of`."""

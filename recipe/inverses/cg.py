@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from recipe.calculus import Operator, Product
+from recipe.cost import Cost
 from recipe.inverses.inverse import Inverse, check_finite, warn_unconverged
+from recipe.work import Products
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class CG:
     tolerance: float = 1e-5
     iterations: int | None = None
     preconditioner: Inverse | None = None
+
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """See `Inverse.cost`."""
+        if not vectors:
+            return Cost() if self.preconditioner is None else self.preconditioner.cost(products, 0)
+        times = products.iterations(self.of)
+        solves = times * products.product(vectors)
+        if self.preconditioner is not None:
+            solves = solves + self.preconditioner.cost(products, times * vectors)
+        return solves.holding(5 * vectors * products.vector_bytes)
 
     def of(self, operator: Operator) -> Product:
         """See `Inverse.of`."""

@@ -30,8 +30,10 @@ from torch import Tensor
 from recipe import batch as batches
 from recipe import calculus
 from recipe.calculus import Operator, Point, Product
+from recipe.cost import Cost
 from recipe.inverses.inverse import check_finite, point_of
 from recipe.setting import Setting
+from recipe.work import Products
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class DataInf:
         >>> torch.allclose(inverse(torch.ones(1, 1)), 1 / (g**2 + 0.5))
         True
     """
+
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """See `Inverse.cost`."""
+        return products.applied(self.of, vectors)
 
     def of(self, operator: Operator) -> Product:
         """See `Inverse.of`."""

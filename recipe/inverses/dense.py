@@ -6,11 +6,13 @@ Cost: p products with the curvature, `p^3 / 3` operations, and `p^2` numbers to 
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from recipe.calculus import Operator, Product
+from recipe.cost import Cost
+from recipe.work import Products
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Dense:
         >>> Dense().of(operator)(torch.tensor([[1.0, 1.0]]))
         tensor([[1.0000, 0.1000]])
     """
+
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """See `Inverse.cost`."""
+        p, number = products.p, products.work.number
+        matrix = products.product(p) + products.machine.cholesky(p, vectors)
+        return replace(matrix, bytes=max(matrix.bytes, (3 * p**2 + 3 * vectors * p) * number))
 
     def of(self, operator: Operator) -> Product:
         """See `Inverse.of`."""

@@ -6,6 +6,8 @@ from typing import Protocol
 from torch import Tensor
 
 from recipe.calculus import Operator, Point, Product
+from recipe.cost import Cost
+from recipe.work import Products
 
 
 class Inverse(Protocol):
@@ -13,6 +15,9 @@ class Inverse(Protocol):
 
     def of(self, operator: Operator) -> Product:
         """The inverse as a product."""
+
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """What it costs to make the inverse and to apply it to so many vectors."""
 
 
 def check_finite(values: Tensor) -> None:

@@ -18,6 +18,7 @@ Deviations: the curvature is that of all examples in every iteration, where the 
 known, and the recursion stops by it and not after a depth. The scale comes from the curvature.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,9 @@ import torch
 from torch import Tensor
 
 from recipe.calculus import Operator, Product
+from recipe.cost import Cost
 from recipe.inverses.inverse import check_finite, warn_unconverged
+from recipe.work import Products
 
 SLACK = 1.01  # a residual may grow by rounding
 
@@ -52,6 +55,14 @@ class LiSSA:
     tolerance: float = 1e-2
     iterations: int = 1000
     scale: float | None = None
+
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """See `Inverse.cost`."""
+        operator = products.few()
+        scale = self.scale or largest_eigenvalue(operator)
+        least = operator.shift / scale  # the share of a residual that an iteration takes from what is flattest
+        needed = math.log(1 / self.tolerance) / least if least > 0 else math.inf
+        return (min(needed, self.iterations) * products.product(vectors)).holding(3 * vectors * products.vector_bytes)
 
     def of(self, operator: Operator) -> Product:
         """See `Inverse.of`."""

@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from recipe.calculus import Operator, Product
+from recipe.cost import Cost
 from recipe.inverses.inverse import check_finite, check_rank
+from recipe.work import Products
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class Nystroem:
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
+
+    def cost(self, products: Products, vectors: float) -> Cost:
+        """See `Inverse.cost`."""
+        rank = min(self.rank, products.p)
+        factors = 5 * products.machine.product(rank, products.p, rank)  # of QR and singular values
+        applied = 2 * products.machine.product(vectors, products.p, rank)
+        held = (5 * rank + 3 * vectors) * products.vector_bytes
+        return (products.product(rank) + factors + applied).holding(held)
 
     def of(self, operator: Operator) -> Product:
         """See `Inverse.of`."""
