@@ -33,6 +33,7 @@ from recipe import (
 )
 from recipe.arguments import load_setting, read_entry, read_points, read_range, read_size
 from recipe.calculus import GaussNewton, Hessian
+from recipe.cli import _expected as EXPECTED
 from recipe.cli import app
 from recipe.feasible import Box
 from recipe.lds import LDS
@@ -90,6 +91,7 @@ TASKS = {
 def _here(tmp_path, monkeypatch):
     """A folder with a setting, and an import path that the test may change."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recipe.cli._expected", lambda cost: "1 s")  # measuring trains a few models as well
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("tiny_setting", "_setting_tiny_setting"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -261,6 +263,13 @@ def test_tables_go_to_stdout_and_the_rest_to_stderr(name, tmp_path):
     assert "a line that the user prints" not in result.stdout
     assert "a line that the user prints" in result.stderr
     assert "n = 40 training points, m = 8 outputs, p = 6 parameters" in result.stderr
+
+
+def test_the_expected_cost_is_said_before(monkeypatch):
+    monkeypatch.setattr("recipe.cli._expected", EXPECTED)
+    result = call("lds", "tiny_setting.py:setting", "--subsets", 4, "--seeds", 1)
+    assert re.search(r"Expected to fit Influence: [\d.]+ m?s, .*FLOP, .*B of memory\.", result.stderr)
+    assert re.search(r"Expected to compare with: [\d.]+ m?s, .*FLOP, .*B of memory\.", result.stderr)
 
 
 @pytest.mark.parametrize("name", TASKS)
