@@ -1,8 +1,8 @@
 """Every notebook of `examples/` runs from top to bottom, at small size, and keeps the outputs of a full run.
 
 One code cell has the tag `parameters`: the knobs. The entry `small` of its metadata is code with smaller knobs, which
-is run right after it here. The entry `needs` of the notebook's own metadata lists what may be missing: importable modules,
-and files of the folder that `RECIPE_DATA` names (anything with a dot in it).
+is run right after it here. The entry `needs` of the notebook's own metadata lists what may be missing: importable
+modules, and files of the folder that `RECIPE_DATA` names (anything with a dot in it).
 """
 
 import importlib.util
