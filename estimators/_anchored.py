@@ -20,6 +20,19 @@ def where(setting: Setting, at: Arguments | None) -> Arguments:
     return setting.check_weights(weights).detach().to(setting.dtype), added
 
 
+def check_effects(effects: Tensor) -> None:
+    """Raise `ValueError` for effects `(m, n)` that are NaN or infinite, with the points and outputs whose they are."""
+    broken = ~effects.isfinite()
+    if broken.any():
+        points, outputs = broken.any(0), broken.any(1)
+        raise ValueError(
+            f"The effects of {int(points.sum())} of {effects.shape[1]} training points on {int(outputs.sum())} of "
+            f"{effects.shape[0]} outputs are not finite, the first of them those of point {int(points.nonzero()[0])}: "
+            "gradients are NaN or infinite there. Look for NaN and infinity in these examples, and at the trained "
+            "parameters, before anything is attributed."
+        )
+
+
 def anchored(
     setting: Setting,
     trained: list[Parameters],
@@ -30,6 +43,7 @@ def anchored(
 ) -> LinearDatamodel:
     """The datamodel with these effects `(m, n)` whose outputs at `at` are the mean of the trained models' own."""
     weights, added = at
+    check_effects(effects)
     with torch.no_grad():
         bias = torch.stack([setting.outputs(theta) for theta in trained]).mean(0) - effects @ weights
         if added is not None and effect is not None:

@@ -64,4 +64,11 @@ def _complete(setting: Setting, checkpoint: Checkpoint) -> Parameters:
             f"The checkpoint of member {checkpoint.member}, step {checkpoint.step}, does not fit the model: "
             f"unknown or of another shape {alien}, missing {missing}. Pass the `state_dict()` of the setting's model."
         )
+    broken = {name: int((~t.isfinite()).sum()) for name, t in checkpoint.parameters.items()}
+    if any(broken.values()):
+        named = ", ".join(f"{count} of {name}" for name, count in broken.items() if count)
+        raise ValueError(
+            f"The checkpoint of member {checkpoint.member}, step {checkpoint.step}, has values that are NaN or infinite: "
+            f"{named}. The run has diverged; leave this member out, or train it with a lower learning rate."
+        )
     return {name: checkpoint.parameters.get(name, t).detach().to(t) for name, t in blank.items()}

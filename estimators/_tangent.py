@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from estimators._anchored import check_effects
 from estimators._ensemble import members
 from recipe import batch as batches
 from recipe import calculus
@@ -135,7 +136,7 @@ class TangentDatamodel(LinearDatamodel):
         some = torch.randn(1, self.m, generator=torch.Generator().manual_seed(0)).to(self._touched)
         calculus.check_gradient(setting, calculus.pulled(setting, tangents[0].theta, setting.outputs, some))
         if not lazy:
-            self.effects  # noqa: B018  (now, as a part of the fit)
+            check_effects(self.effects)  # now, as a part of the fit
 
     @cached_property
     def _base(self) -> Tensor:

@@ -16,6 +16,9 @@ with the LDS and the seconds of a core:
 An inverse that leaves small eigenvalues unsolved damps them, which predicts retraining better; so does `damping=0.01`
 with an exact one: .80.
 
+Cost for each model: the inverse's (`Dense`: p products with the curvature and `p^3 / 3`; the others a few products for
+every output or once), gradients of all outputs and points, and `2 m p n`; `(m, p)` memory, and the inverse's.
+
 Reference: Koh & Liang, "Understanding Black-box Predictions via Influence Functions", 2017, arXiv:1703.04730.
 Deviations: the paper leaves out `l2 theta`; with a mean loss it belongs there, since removing a point also shifts the
 balance of data and regulariser. Outputs need not be losses. Effects are averaged over an ensemble of models, since

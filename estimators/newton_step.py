@@ -10,6 +10,8 @@ References: Guo et al., "Certified Data Removal from Machine Learning Models", 2
 the Accuracy of Influence Functions for Measuring Group Effects", 2019, arXiv:1905.13289. Deviation: where training
 has not reached the optimum, the gradient of the start is subtracted, so that `f_hat(1)` is the trained model and only
 the change is predicted.
+Cost: beside the models one gradient to fit; then for every weight vector and model one inverse of the curvature
+(`Dense`: p products and `p^3 / 3`) and one solve, and as much again for its gradient.
 """
 
 from dataclasses import dataclass

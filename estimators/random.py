@@ -4,6 +4,7 @@
 
 So nothing is predicted to change where the datamodel was fitted (`f_hat(w0) = 0`, `w0` all points at weight 1), and
 effects have the size that single points have for outputs of order one.
+Cost: `m n` random numbers.
 """
 
 from dataclasses import dataclass

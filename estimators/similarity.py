@@ -12,6 +12,7 @@ arXiv:2006.04528.
 Deviation: the score alone has neither sign nor output; the second factor, the vote of a kernel classifier, gives both.
 The unit stays nominal: effects shrink like 1/n as they should, but their size is not that of a retrained output. Trust
 the ranks; the slope that is printed beside an LDS says how far off the values are.
+Cost: a forward pass over the data, and `2 t n d`.
 """
 
 from dataclasses import dataclass
