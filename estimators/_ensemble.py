@@ -68,7 +68,7 @@ def _complete(setting: Setting, checkpoint: Checkpoint) -> Parameters:
     if any(broken.values()):
         named = ", ".join(f"{count} of {name}" for name, count in broken.items() if count)
         raise ValueError(
-            f"The checkpoint of member {checkpoint.member}, step {checkpoint.step}, has values that are NaN or infinite: "
+            f"The checkpoint of member {checkpoint.member}, step {checkpoint.step}, has values that are not finite: "
             f"{named}. The run has diverged; leave this member out, or train it with a lower learning rate."
         )
     return {name: checkpoint.parameters.get(name, t).detach().to(t) for name, t in blank.items()}
