@@ -64,7 +64,7 @@ def _complete(setting: Setting, checkpoint: Checkpoint) -> Parameters:
             f"The checkpoint of member {checkpoint.member}, step {checkpoint.step}, does not fit the model: "
             f"unknown or of another shape {alien}, missing {missing}. Pass the `state_dict()` of the setting's model."
         )
-    broken = {name: int((~t.isfinite()).sum()) for name, t in checkpoint.parameters.items()}
+    broken = {name: int((~checkpoint.parameters[name].isfinite()).sum()) for name in setting.trained}
     if any(broken.values()):
         named = ", ".join(f"{count} of {name}" for name, count in broken.items() if count)
         raise ValueError(
