@@ -31,10 +31,12 @@ from estimators._trajectory import Phase, Trajectory, trajectories
 from recipe import calculus
 from recipe.algorithms import AdamW
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
 from recipe.training import progress
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class LESS:
     checkpoints: int = 4
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models, checkpoints=self.checkpoints, apart=True)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
