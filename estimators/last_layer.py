@@ -29,7 +29,7 @@ Cost: a pass over the data, an eigendecomposition of the `(C d, C d)` Hessian, `
 outputs of `n` heads on the targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ class LastLayer:
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""
-        return Work(setting).fitted(self, self.models)
+        damped = replace(self, damping=self.damping or 1.0)  # a few points may not determine the layer
+        return Work(setting).fitted(damped, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
