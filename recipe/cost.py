@@ -28,6 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 PATIENCE = 0.1  # seconds of a piece above which it is timed once; what is short is timed up to `ROUNDS` times
 ROUNDS = 3
+SURE = 0.7  # of the growth of operations, seconds grow by at least
 CLOCK = time.perf_counter  # a benchmark on a busy machine takes `time.process_time`
 
 
@@ -119,11 +120,12 @@ def along(cost_at: Callable[[int], Cost], size: int, small: int, large: int) -> 
         large: the larger one.
 
     Returns:
-        The line's value; noise of the clock may bend it to between a constant and what is proportional to the size.
+        The line's value. Noise of the clock may bend it: seconds grow by no less than `SURE` of what operations grow
+        by, and by no more than the size does.
 
     Example:
-        >>> along(lambda n: Cost(flops=7 + 2 * n, seconds=1.0, bytes=8 * n), size=1000, small=1, large=10)
-        Cost(flops=2007.0, seconds=1.0, bytes=8000.0)
+        >>> along(lambda n: Cost(flops=7 + 2 * n, seconds=n, bytes=8 * n), size=1000, small=1, large=10)
+        Cost(flops=2007.0, seconds=1000.0, bytes=8000.0)
     """
     if size <= large or large <= small:
         return cost_at(size) if size <= large else (size / large) * cost_at(large)
@@ -135,6 +137,8 @@ def along(cost_at: Callable[[int], Cost], size: int, small: int, large: int) -> 
         return torch.minimum(torch.maximum(high + further * (high - low), high), high * size / large)
 
     flops, seconds, held = (float(on(getattr(few, k), getattr(many, k))) for k in ("flops", "seconds", "bytes"))
+    growth = flops / many.flops if many.flops else 1.0
+    seconds = max(seconds, SURE * growth * many.seconds)
     low, high = few._alive, many._alive
     if low is None or high is None or len(low) != len(high):
         return Cost(flops, seconds, held)

@@ -89,7 +89,7 @@ class Work:
                 return self._trained(once, count * plan.batch, replace(algorithm, epochs=1))  # type: ignore[type-var]
 
             found = along(steps, plan.total, *STEPS)
-            found = (runs / once) * _like_steps(found, steps(STEPS[1]), plan.total / STEPS[1])
+            found = (runs / once) * replace(found, bytes=min(found.bytes, steps(STEPS[1]).bytes))  # the same every step
         else:
             once = min(runs, 4)
             found = (runs / once) * along(lambda b: self._trained(once, b, algorithm), points, *EXAMPLES)
@@ -208,11 +208,6 @@ class Work:
         few = replace(self.setting, universe=self.examples(points), targets=self.targets(1), algorithm=algorithm)
         weights = torch.ones(runs, points, dtype=few.dtype, device=few.device)
         return measured(lambda: train_runs(few, weights, range(runs)))
-
-
-def _like_steps(run: Cost, few: Cost, times: float) -> Cost:
-    """A run of steps that all hold the same, and of which a third at least is steps and not what is before them."""
-    return replace(run, seconds=max(run.seconds, times * few.seconds / 3), bytes=min(run.bytes, few.bytes))
 
 
 @dataclass(frozen=True, eq=False)
