@@ -1,5 +1,6 @@
 """Estimators: each fits a datamodel, predicted outputs as a function of the training set. One estimator a file."""
 
+from estimators.adjoint_influence import AdjointInfluence
 from estimators.banzhaf import Banzhaf
 from estimators.bm25 import BM25
 from estimators.data_shapley import DataShapley
@@ -8,6 +9,7 @@ from estimators.ekfac_cg import EKFACCG
 from estimators.empirical_influence import EmpiricalInfluence
 from estimators.exact_shapley import ExactShapley
 from estimators.gas import GAS
+from estimators.gradient_matching import GradientMatching
 from estimators.influence import Influence
 from estimators.knn import KNN
 from estimators.knn_shapley import KNNShapley
@@ -24,6 +26,7 @@ from estimators.source import SOURCE
 from estimators.tracin import GradCos, GradDot, TracIn
 from estimators.train_loss import TrainLoss
 from estimators.trak import TRAK
+from estimators.unrolled import Unrolled
 
 __all__ = [
     "BM25",
@@ -34,12 +37,14 @@ __all__ = [
     "MAGIC",
     "SOURCE",
     "TRAK",
+    "AdjointInfluence",
     "Banzhaf",
     "DataShapley",
     "EmpiricalInfluence",
     "ExactShapley",
     "GradCos",
     "GradDot",
+    "GradientMatching",
     "Influence",
     "KNNShapley",
     "Lasso",
@@ -54,4 +59,5 @@ __all__ = [
     "Similarity",
     "TracIn",
     "TrainLoss",
+    "Unrolled",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.algorithms import SGD, AdamW
+from recipe.batch import Batch
 from recipe.setting import Parameters, Setting
 from recipe.training import DivergedError, weighted_mean
 
@@ -41,6 +42,7 @@ class Link:
     theta: Tensor  # (p,)
     weights: Tensor  # (batch,)
     gradient: Tensor  # (p,)
+    inputs: tuple[Tensor, ...] = ()  # floating tensors of the batch, (batch, ...) each, where they are asked for
 
     def products(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """`<v, g>` differentiated in `theta` and in `weights`, for k vectors `(k, p)`: `(k, p)` and `(k, batch)`."""
@@ -48,6 +50,11 @@ class Link:
         if len(vectors) == 1:  # vmap of one costs half as much again
             return tuple(t[None] for t in torch.autograd.grad(self.gradient, inputs, vectors[0], **options))
         return torch.autograd.grad(self.gradient, inputs, vectors, is_grads_batched=True, **options)
+
+    def product(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """`<v, g>` differentiated in `theta`, `weights` and all `inputs`, for one vector `(p,)`."""
+        leaves = (self.theta, self.weights, *self.inputs)
+        return torch.autograd.grad(self.gradient, leaves, vector, materialize_grads=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +67,8 @@ class Run:
         weights: `(n,)`; they multiply the losses.
         seed: decides the start and the batches.
         steps: T, at most those of the algorithm; a shorter run still goes through the whole schedule.
+        added: b examples that join the universe; the weights are then `(n + b,)`.
+        entries: which tensors of a batch, in the order of `batches.tensors`, links are differentiated in.
     """
 
     setting: Setting
@@ -67,6 +76,14 @@ class Run:
     weights: Tensor
     seed: int
     steps: int
+    added: Batch | None = None
+    entries: tuple[int, ...] = ()
+
+    @cached_property
+    def data(self) -> Batch:
+        """The universe and what was added to it."""
+        pool = self.setting.pool
+        return pool if self.added is None else batches.concatenate(pool, self.setting.check_added(self.added))
 
     @cached_property
     def start(self) -> Parameters:
@@ -87,9 +104,13 @@ class Run:
         """The learning rate of a step."""
         return self.algorithm.rate(step / self.steps)
 
-    def loss(self, step: int, theta: Tensor, weights: Tensor) -> Tensor:
+    def batch(self, step: int) -> Batch:
+        """The examples of a step."""
+        return batches.take(self.data, self.index[step])
+
+    def loss(self, step: int, theta: Tensor, weights: Tensor, data: Batch | None = None) -> Tensor:
         """`sum w l / sum w` over the batch of a step, at `(p,)` parameters and `(batch,)` weights."""
-        data = batches.take(self.setting.pool, self.index[step])
+        data = self.batch(step) if data is None else data
         return weighted_mean(self.setting.losses(self.setting.unflat(theta, self.start), data, training=True), weights)
 
     def gradient(self, step: int, theta: Tensor) -> Tensor:
@@ -102,9 +123,11 @@ class Run:
         """A step from this state, with the graph of its gradient."""
         theta = state.theta.detach().requires_grad_()
         weights = self.weights[self.index[step]].requires_grad_()
+        data = batches.apply(Tensor.detach, self.batch(step)) if self.entries else self.batch(step)
+        inputs = tuple(batches.tensors(data)[i].requires_grad_() for i in self.entries)
         with torch.enable_grad():
-            gradient = torch.autograd.grad(self.loss(step, theta, weights), theta, create_graph=True)[0]
-        return Link(step, state, theta, weights, gradient)
+            gradient = torch.autograd.grad(self.loss(step, theta, weights, data), theta, create_graph=True)[0]
+        return Link(step, state, theta, weights, gradient, inputs)
 
     @cached_property
     def graph_bytes(self) -> int:

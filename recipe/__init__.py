@@ -14,11 +14,13 @@ from recipe.contrastive import Contrastive, ImageText
 from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
 from recipe.diversity import Alike, FacilityLocation
+from recipe.example_sets import Balls, Integers, Intersection, Slabs
 from recipe.executors import Processes, WorkerDiedError
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.inverses import CG, Arnoldi, DataInf, Dense, LiSSA, Nystroem
+from recipe.lbfgs import LBFGS
 from recipe.lds import LDS, lds
-from recipe.losses import CrossEntropy, SquaredError
+from recipe.losses import CrossEntropy, Hinge, SquaredError
 from recipe.newton import Newton
 from recipe.outputs import Correct, Logits, Loss, Margin, TopMargin
 from recipe.problem import Feasible, Maximize, Minimize, Problem, Solver, Task
@@ -29,13 +31,14 @@ from recipe.scores import Convention, from_scores
 from recipe.selection_path import SelectionPath, selection_path
 from recipe.setting import Checkpoint, Forward, Setting
 from recipe.size_correction import SizeCorrected, SizeCorrecting
-from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Metagradient, TopK
+from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Metagradient, Restarts, Rounded, TopK
 from recipe.stores import Bank, DamagedError
 from recipe.training import DivergedError
 from recipe.work import Work
 
 __all__ = [
     "CG",
+    "LBFGS",
     "LDS",
     "SGD",
     "AdamW",
@@ -43,6 +46,7 @@ __all__ = [
     "Alike",
     "Arnoldi",
     "Ball",
+    "Balls",
     "Bank",
     "Batch",
     "Box",
@@ -72,7 +76,10 @@ __all__ = [
     "Greedy",
     "GumbelTopK",
     "Hessian",
+    "Hinge",
     "ImageText",
+    "Integers",
+    "Intersection",
     "LiSSA",
     "LinearDatamodel",
     "Logits",
@@ -87,13 +94,16 @@ __all__ = [
     "OutputFunction",
     "Problem",
     "Processes",
+    "Restarts",
     "Retrain",
+    "Rounded",
     "Scaled",
     "Scaling",
     "SelectionPath",
     "Setting",
     "SizeCorrected",
     "SizeCorrecting",
+    "Slabs",
     "Solution",
     "Solver",
     "SquaredError",

@@ -1,6 +1,8 @@
 """Feasible sets: which decisions are allowed.
 
-All four know whether they contain a decision, its projection, the best decision for a linear score, a random decision,
+Those for every example of a batch by itself, balls, slabs and intersections, are in `example_sets.py`.
+
+All know whether they contain a decision, its projection, the best decision for a linear score, a random decision,
 and themselves as cvxpy constraints, written with plain operators so that cvxpy is not imported here.
 """
 
@@ -48,12 +50,26 @@ class Box:
         """All `x` with `low <= x <= high` in every entry, up to rounding."""
         return cls((low + high) / 2, (high - low) / 2)
 
+    def intersect(self, other: "Box") -> "Box":
+        """What lies in both boxes: a step of at most so much in pixel range, say.
+
+        Raises:
+            ValueError: they have nothing in common.
+        """
+        low = torch.maximum(self.center - self.radius, other.center - other.radius)
+        return Box.between(low, torch.minimum(self.center + self.radius, other.center + other.radius))
+
     def contains(self, decision: Tensor) -> bool:
         """Whether every entry is within the radius, up to rounding."""
         if decision.shape != self.center.shape:
             return False
         slack = _rounding(decision) * (self.center.abs() + self.radius)
         return bool(((decision - self.center).abs() <= self.radius + slack).all())
+
+    def excess(self, decision: Tensor) -> Tensor:
+        """How far outside the farthest entry of every example lies, `(b,)`; see `example_sets.py`."""
+        outside = torch.maximum(decision - (self.center + self.radius), (self.center - self.radius) - decision)
+        return outside.flatten(1).amax(1)
 
     def project(self, decision: Tensor) -> Tensor:
         """Every entry clamped to the box."""

@@ -35,6 +35,33 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
+class Hinge:
+    """`max(0, 1 - margin)` with `margin = z_y - max of the other logits`, a multiclass support vector machine's loss.
+
+    Args:
+        smooth: the width `t` of the softened corner, `t log(1 + exp((1 - margin) / t))`, whose curvature influence
+            functions need (the hinge itself has none); 0 for the hinge itself.
+
+    Reference: Koh & Liang, "Understanding Black-box Predictions via Influence Functions", 2017, arXiv:1703.04730, 4.2.
+
+    >>> Hinge()(torch.tensor([[2.0, 1.5], [2.0, 0.0]]), (torch.zeros(2), torch.tensor([0, 0])))
+    tensor([0.5000, 0.0000])
+    """
+
+    smooth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.smooth >= 0:
+            raise ValueError(f"The width of a corner is not negative; got smooth={self.smooth}.")
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> Tensor:
+        index = labels(batch).unsqueeze(-1)
+        own = prediction.gather(-1, index).squeeze(-1)
+        short = 1 - own + prediction.scatter(-1, index, -torch.inf).amax(-1)
+        return F.softplus(short, beta=1 / self.smooth) if self.smooth else short.clamp_min(0)
+
+
+@dataclass(frozen=True)
 class SquaredError:
     """`1/2 |prediction - label|^2`, summed over an example's entries; its Hessian in the prediction is the identity.
 

@@ -15,7 +15,7 @@ from recipe.datamodel import LinearDatamodel
 from recipe.diversity import Alike, FacilityLocation
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.problem import Maximize, Minimize, Problem
-from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, TopK
+from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Restarts, TopK
 
 N, M = 8, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -128,6 +128,7 @@ CONTINUOUS_SOLVERS = {
     "Convex": Convex(),
     "Adam": GradientAscent(lr=0.1, steps=800, decay=True),
     "sign": GradientAscent(lr=0.1, steps=800, sign=True, decay=True),
+    "restarts": Restarts(GradientAscent(lr=0.1, steps=400, decay=True), count=2),
 }
 
 

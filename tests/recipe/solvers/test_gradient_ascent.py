@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from recipe.example_sets import Integers
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.problem import Maximize, Minimize, Problem
 from recipe.solvers import GradientAscent
@@ -47,7 +48,8 @@ def test_the_start_is_an_iterate():
 def test_a_start_outside_is_projected_first():
     feasible = Box(CENTER, 0.5)
     problem = fresh(continuous_problem(BOWL, feasible), start=CENTER + 100)
-    assert feasible.contains(GradientAscent(lr=1e-6, steps=1).solve(problem))
+    with pytest.warns(UserWarning, match="begins at its projection"):
+        assert feasible.contains(GradientAscent(lr=1e-6, steps=1).solve(problem))
     assert problem.notes["values"][0] == pytest.approx(float(BOWL.fn(CENTER + 0.5)))
 
 
@@ -107,23 +109,47 @@ def test_an_incumbent_that_no_later_iterate_beats_stays():
         ),
         (GradientAscent(0.1, 5, refit=1), continuous_problem(BOWL, Free((3, 2))), ValueError, "estimator and setting"),
         (
-            GradientAscent(2.0, 5, sign=True),
-            Problem(Maximize(lambda x: (3 - x).sqrt().sum() + 9 * x.sum()), torch.zeros(1), Free((1,)), lambda x: x),
-            ValueError,
-            r"At step 2 of 5: .*gradient is not finite.*lower lr=2.0",
-        ),
-        (
-            GradientAscent(400.0, 5, sign=True),
-            Problem(Maximize(lambda x: x.sum() + x.detach().exp().sum()),
-                    torch.zeros(1, dtype=torch.float64), Free((1,)), lambda x: x),
-            ValueError,
-            "objective is inf at step 2 of 5. Lower lr=400.0",
+            GradientAscent(0.1, 5),
+            continuous_problem(BOWL, Integers(Box(CENTER, 2.0))),
+            TypeError,
+            r"whole numbers .* Rounded\(GradientAscent",
         ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_climbed_is_refused(solver, problem, error, message):
     with pytest.raises(error, match=message):
         solver.solve(problem)
+
+
+@pytest.mark.parametrize(
+    ("lr", "objective", "message"),
+    [
+        (2.0, lambda x: (3 - x).sqrt().sum() + 9 * x.sum(), r"stopped at step 2 of 5: .*gradient is not finite"),
+        (400.0, lambda x: x.sum() + x.detach().exp().sum(), r"objective is inf at step 2 of 5. Lower lr=400.0"),
+    ],
+)
+def test_a_diverging_ascent_ends_at_its_best_iterate(lr, objective, message):
+    problem = Problem(Maximize(objective), torch.zeros(1, dtype=torch.float64), Free((1,)), lambda x: x)
+    with pytest.warns(UserWarning, match=message):
+        found = GradientAscent(lr, 5, sign=True).solve(problem)
+    assert found.tolist() == [lr]
+    assert "step 2 of 5" in problem.notes["stopped"]
+
+
+def test_measured_keeps_the_best_of_the_refitted_iterates():
+    """The datamodel promises more and more; what retraining gives, known at refits only, has a top at 3."""
+    true = lambda x: -((x - 3) ** 2).sum()  # noqa: E731
+
+    def around(x):
+        value = float(true(x))
+        return Problem(Maximize(lambda z: value + (z - x).sum()), x, Free((1,)), lambda z: z, refit=around)
+
+    problem = around(torch.zeros(1, dtype=torch.float64))
+    steps = dict(lr=1.0, steps=6, sign=True, refit=5)
+    assert GradientAscent(**steps).solve(problem).tolist() != [3.0]
+    assert GradientAscent(**steps, measured=True).solve(problem).tolist() == [3.0]
+    with pytest.raises(ValueError, match="refit=k"):
+        GradientAscent(lr=1.0, steps=6, measured=True)
 
 
 @pytest.mark.parametrize(

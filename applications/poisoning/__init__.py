@@ -1,0 +1,30 @@
+"""Poisoning, a red team's tool for one's own systems: threat models, attacks by any datamodel, and their evaluation."""
+
+from applications.poisoning.evaluation import Damage, Defended, Evaluation, already_wrong, evaluate
+from applications.poisoning.goals import Backdoor, Goal, Indiscriminate, Subpopulation, Targeted, Trigger
+from applications.poisoning.label_flips import chosen_label_flips, random_label_flips
+from applications.poisoning.sanitation import Sanitation
+from applications.poisoning.task import Poisoning
+from applications.poisoning.threat_model import Near, Range, Surrogates, ThreatModel
+
+__all__ = [
+    "Backdoor",
+    "Damage",
+    "Defended",
+    "Evaluation",
+    "Goal",
+    "Indiscriminate",
+    "Near",
+    "Poisoning",
+    "Range",
+    "Sanitation",
+    "Subpopulation",
+    "Surrogates",
+    "Targeted",
+    "ThreatModel",
+    "Trigger",
+    "already_wrong",
+    "chosen_label_flips",
+    "evaluate",
+    "random_label_flips",
+]

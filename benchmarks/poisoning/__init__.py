@@ -1,0 +1,1 @@
+"""Poisoning, measured by retraining victims: `python -m benchmarks poisoning`."""
