@@ -1,4 +1,4 @@
-"""Print the tables of the README: `python -m benchmarks [retraining] [lds] [estimators] [tasks] [demo] [selection]`."""
+"""Print the tables of the README: `python -m benchmarks [retraining] [lds] [estimators] [tasks] [poisoning] [demo] [selection]`."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ import warnings
 
 from benchmarks.tables import machine
 
-ALL = ("retraining", "lds", "estimators", "tasks", "demo", "selection")
+ALL = ("retraining", "lds", "estimators", "tasks", "poisoning", "demo", "selection")
 
 
 def main(names: list[str]) -> None:

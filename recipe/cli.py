@@ -193,17 +193,30 @@ def poison(
         str | None, typer.Option("--range", metavar="LO:HI", help="Of the inputs; default what the universe spans.")
     ] = None,
     entry: Annotated[str, typer.Option(help="Which inputs: a position in the batch, or a name.")] = "0",
+    near: Annotated[
+        float | None, typer.Option(min=0, help="How far an entry may move from its start; default anywhere in range.")
+    ] = None,
+    passes: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENTILE", help="Stay within this percentile of the clean data's sphere and slab."),
+    ] = None,
 ) -> str:
-    """Find training points to add that make the targets' losses large."""
+    """Test a system of yours: find training points to add that make the targets' losses large."""
     job = Job.of("poison", options, Loss())
     start = job.helpers.random_label_flips(job.f.setting, count, seed)
     key: Any = read_entry(entry, start)
     universe: Any = job.f.setting.pool
     low, high = read_range(allowed) if allowed else (float(universe[key].min()), float(universe[key].max()))
     box = Box.between(torch.full_like(start[key], low), torch.full_like(start[key], high))
-    task = job.kind(start, box, key)
+    if near is not None:
+        box = box.intersect(Box(start[key], near))
+    threat = {"budget": count, "low": low, "high": high, "near": near, "passes percentile": passes, "seed": seed}
+    passing = box if passes is None else job.helpers.let_through(job.f.setting, start, box, key, passes)
+    task = job.kind(start, passing, key)
     job.announce(_sets(task, job.f))
-    return options.report(job.answer(task)[2])
+    _, solution, parts = job.answer(task)
+    poisons = job.helpers.Poisons(task.batch(solution.decision), start, key, threat)
+    return options.report({**parts, "poisons": poisons if options.out is not None else None})
 
 
 @command(app, "debug")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Protocol, get_type_hints, runtime_checkable
 
 import typer
 from torch import Tensor
@@ -22,7 +22,6 @@ from recipe import plugins
 from recipe.arguments import load_setting
 from recipe.record import Folder, check_free, write_folder
 from recipe.retrain import Retrain
-from recipe.run import Solution, Verification
 
 USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, NotImplementedError, ArithmeticError)
 SHOWN = 20  # indices of points in a printed line
@@ -68,7 +67,7 @@ class Options:
 
         def fill(folder: Folder) -> None:
             for name, part in there.items():
-                if isinstance(part, (Solution, Verification)):
+                if isinstance(part, Fills):
                     part.fill(folder)
                 else:
                     folder.write(f"{name}.json", {"value": folder.encode(part)})
@@ -79,6 +78,14 @@ class Options:
         if self.as_json:
             return json.dumps(plain(parts), indent=2, allow_nan=False)
         return "\n\n".join(text_of(name, part) for name, part in there.items())
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """A part of an answer that writes its own files."""
+
+    def fill(self, folder: Folder) -> None:
+        """Write into a folder that is being filled."""
 
 
 @dataclass(frozen=True)

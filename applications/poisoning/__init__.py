@@ -3,6 +3,7 @@
 from applications.poisoning.evaluation import Damage, Defended, Evaluation, already_wrong, evaluate
 from applications.poisoning.goals import Backdoor, Goal, Indiscriminate, Subpopulation, Targeted, Trigger
 from applications.poisoning.label_flips import chosen_label_flips, random_label_flips
+from applications.poisoning.poisons import Poisons
 from applications.poisoning.sanitation import Sanitation
 from applications.poisoning.task import Poisoning
 from applications.poisoning.threat_model import Near, Range, Surrogates, ThreatModel
@@ -16,6 +17,7 @@ __all__ = [
     "Indiscriminate",
     "Near",
     "Poisoning",
+    "Poisons",
     "Range",
     "Sanitation",
     "Subpopulation",

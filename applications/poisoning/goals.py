@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from applications.poisoning.task import replaced
+from applications.poisoning._inputs import replaced
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.feasible import Box

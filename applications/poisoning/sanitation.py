@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from applications.defences._geometry import Centroids, inputs_of, labels_of
-from applications.poisoning.task import replaced
+from applications.poisoning._inputs import replaced
 from recipe import batch as batches
+from recipe.batch import Batch
 from recipe.example_sets import Balls, Integers, Intersection, Slabs
 from recipe.feasible import Box
 from recipe.setting import Parameters, Setting
@@ -96,6 +97,13 @@ class Sanitation:
         sign = _sign(y)
         normals = (sign[:, None] * slope).reshape(shape)
         return Slabs(normals, floor - sign * bias, torch.full_like(floor, torch.inf))
+
+
+def let_through(
+    setting: Setting, start: Batch, within: Box, entry: int | str, percentile: float
+) -> Intersection | Integers:
+    """What of a box passes spheres and slabs at a percentile of the clean data, for poisons with these labels."""
+    return Sanitation(percentile=percentile, entry=entry).allowed(setting, batches.labels(start), within)
 
 
 def linear_margin(

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from applications._target_loss import target_loss
-from applications.poisoning.label_flips import random_label_flips as random_label_flips  # plug-ins keep it beside
+from applications.poisoning._inputs import replaced
+from applications.poisoning.label_flips import random_label_flips as random_label_flips  # what plug-ins keep beside
+from applications.poisoning.poisons import Poisons as Poisons
+from applications.poisoning.sanitation import let_through as let_through
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
@@ -107,10 +110,3 @@ def _range_of(known: Tensor, inputs: Tensor) -> Box:
     """The box, of the shape of `inputs`, from the least to the largest value of known ones."""
     low, high = (float(value) for value in known.aminmax())
     return Box.between(torch.full_like(inputs, low), torch.full_like(inputs, high))
-
-
-def replaced(batch: Batch, entry: int | str, inputs: Tensor) -> Batch:
-    """The batch with other inputs."""
-    if isinstance(batch, tuple):
-        return tuple(inputs if i == entry else t for i, t in enumerate(batch))
-    return {**batch, str(entry): inputs}

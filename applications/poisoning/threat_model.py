@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from applications.defences._geometry import inputs_of
+from applications.poisoning._inputs import replaced
 from applications.poisoning.goals import Goal, Indiscriminate, Trigger
 from applications.poisoning.sanitation import Sanitation
-from applications.poisoning.task import Poisoning, replaced
+from applications.poisoning.task import Poisoning
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.composition import Ensemble

@@ -229,6 +229,17 @@ def test_poisons_stay_in_the_range_of_the_universe(setting):
     assert inputs.max() <= setting.pool[0].max() + 1e-6
 
 
+def test_poisons_are_saved_with_what_they_were_allowed(setting, tmp_path):
+    words = ["--count", 3, "--near", 0.25, "--seeds", 0, "--solver-set", "steps=4", "--out", tmp_path / "run"]
+    record = document("poison", "tiny_setting.py:setting", *words)
+    with np.load(tmp_path / "run" / "poisons.npz") as saved:
+        moved = np.abs(saved["inputs"] - saved["start"]).max()
+        assert 0 < moved <= 0.25 + 1e-6
+        np.testing.assert_allclose(saved["inputs"], record["solution"]["decision"], atol=1e-6)
+        assert saved["labels"].shape == (3,)
+    assert json.loads((tmp_path / "run" / "threat_model.json").read_text())["near"] == 0.25
+
+
 @pytest.mark.parametrize("remove", [1, 12])
 def test_debug(setting, remove):
     words = ["--target", 3, "--remove", remove, "--show", 4, "--seeds", 2]
