@@ -1,4 +1,4 @@
-"""Print the tables of the README: `python -m benchmarks [retraining] [lds] [estimators] [tasks] [poisoning] [demo] [selection]`."""
+"""Print the tables of the README: `python -m benchmarks [NAME ...]`, the names being those of `ALL`."""
 
 import importlib
 import sys
