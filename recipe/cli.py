@@ -61,6 +61,7 @@ class Job:
         estimator: what fits the datamodel.
         solver: what solves the problem.
         f: the true outputs, measured as the task wants.
+        helpers: the module with what goes with the task.
     """
 
     options: TaskOptions
@@ -68,6 +69,7 @@ class Job:
     estimator: Any
     solver: Any
     f: Retrain
+    helpers: Any
 
     @classmethod
     def of(cls, name: str, options: TaskOptions, output: Measure | None = None) -> "Job":
@@ -76,12 +78,7 @@ class Job:
         by_default, solver_by_default = DEFAULTS[name]
         solver = solver_by_default.build(plugins.SOLVERS, options.solver, options.solver_assignments)
         estimator, f = options.prepare(by_default)
-        return cls(options, kind, estimator, solver, f.on(output=output))
-
-    @property
-    def helpers(self) -> Any:
-        """The module that the task lives in, and with it what goes with the task."""
-        return importlib.import_module(self.kind.__module__)
+        return cls(options, kind, estimator, solver, f.on(output=output), plugins.module(plugins.TASKS, name))
 
     def announce(self, sets: int, before: int = 0) -> None:
         """Say what it will cost.

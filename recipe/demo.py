@@ -4,7 +4,6 @@ Every task is solved on predicted outputs and verified on true ones, with severa
 people care about is measured on digits that neither the pool nor the targets contain.
 """
 
-import importlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +202,7 @@ def poisoning(digits: Digits, seeds: Sequence[int], sizes: Sizes) -> Section:
     """What could a few malicious points do? Change their pixels so that the targets' losses rise."""
     setting = Setting(logistic, digits.train, digits.targets, LOGISTIC_SGD, output=Loss())
     kind = _task("poison")
-    flips = [_beside(kind, "random_label_flips")(setting, sizes.poisons, seed) for seed in range(3)]
+    flips = [_beside("poison", "random_label_flips")(setting, sizes.poisons, seed) for seed in range(3)]
     task = kind(flips[0])
     solution = solve(
         task, _estimator("influence")().fit(setting), GradientAscent(lr=0.05, steps=sizes.steps, refit=sizes.refits)
@@ -252,7 +251,7 @@ def debugging(digits: Digits, seeds: Sequence[int], sizes: Sizes) -> Section:
     setting = Setting(mlp, digits.train, digits.targets, MLP_SGD, output=TopMargin())
     kind, everything = _task("debug"), torch.ones(setting.n)
     whole = Retrain(setting, seeds)
-    predicted = _beside(kind, "as_predicted")(whole)
+    predicted = _beside("debug", "as_predicted")(whole)
     shaky = whole.on(predicted, TopMargin())(everything).argsort()[: 4 * sizes.suspects]
     suspects = batches.take(predicted, shaky)
     f = whole.on(suspects, TopMargin())
@@ -260,7 +259,7 @@ def debugging(digits: Digits, seeds: Sequence[int], sizes: Sizes) -> Section:
     similar = _estimator("similarity")(models=sizes.models).fit(f.setting)
     task = kind(target=0, remove=sizes.removals[len(sizes.removals) // 2])
     solution = solve(task, f_hat, TopK())
-    blame = _beside(kind, "blame")(f_hat, 0, sizes.removals[-1])
+    blame = _beside("debug", "blame")(f_hat, 0, sizes.removals[-1])
     said, truth = int(batches.labels(suspects)[0]), int(digits.targets[1][shaky[0]])
     removed = (solution.decision == 0).nonzero().squeeze(1)
     return Section(
@@ -271,7 +270,7 @@ def debugging(digits: Digits, seeds: Sequence[int], sizes: Sizes) -> Section:
         solution,
         verify(solution, f),
         "margin of the prediction; below zero it has flipped",
-        [_flips(kind, f, {"blamed by influence": f_hat, "most similar": similar}, sizes)],
+        [_flips(f, {"blamed by influence": f_hat, "most similar": similar}, sizes)],
         [
             Gallery(
                 f"The digit in question, really a {truth}; the network says {said}.",
@@ -292,9 +291,9 @@ def debugging(digits: Digits, seeds: Sequence[int], sizes: Sizes) -> Section:
     )
 
 
-def _flips(kind: Any, f: Retrain, blaming: Mapping[str, OutputFunction], sizes: Sizes) -> Table:
+def _flips(f: Retrain, blaming: Mapping[str, OutputFunction], sizes: Sizes) -> Table:
     """How many points each way of blaming has to remove until a prediction flips, the median over the suspects."""
-    blame, smallest_flip = _beside(kind, "blame"), _beside(kind, "smallest_flip")
+    blame, smallest_flip = _beside("debug", "blame"), _beside("debug", "smallest_flip")
     most, targets = sizes.removals[-1], range(sizes.suspects)
     orders = {name: [blame(f_hat, j, most).helpful for j in targets] for name, f_hat in blaming.items()}
     orders["random"] = list(_draws(f.n, most, 1)) * sizes.suspects
@@ -382,9 +381,9 @@ def _task(name: str) -> Any:
     return plugins.find(plugins.TASKS, name)
 
 
-def _beside(kind: Any, name: str) -> Any:
+def _beside(task: str, name: str) -> Any:
     """A function from the module of a plug-in."""
-    return getattr(importlib.import_module(kind.__module__), name)
+    return getattr(plugins.module(plugins.TASKS, task), name)
 
 
 def _fill(folder: Folder, sections: Mapping[str, Section]) -> None:

@@ -10,6 +10,7 @@ The library itself takes objects; names exist for the command line only.
 
 import ast
 import contextlib
+import importlib
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +57,12 @@ def find(group: str, name: str) -> Any:
             f"The {noun} {name!r} ({installed[name].value}) is installed but cannot be imported: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def module(group: str, name: str) -> Any:
+    """The module that an entry point names: the class and what goes with it. Raises as `find`."""
+    find(group, name)
+    return importlib.import_module(available(group)[name].module)
 
 
 def build(kind: Callable[..., Any], assignments: Iterable[str] = ()) -> Any:

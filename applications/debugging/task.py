@@ -9,11 +9,9 @@ Reference: Ilyas et al., "Datamodels: Predicting Predictions from Training Data"
 data support of a prediction).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from recipe import batch as batches
 from recipe.batch import Batch
@@ -66,73 +64,6 @@ class Debugging:
                 "random": [exactly.sample(generator) for _ in range(self.draws)],
             },
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Blame:
-    """Training points by what they do to one output: `helpful` and `harmful` indices, most first, with `effects`."""
-
-    helpful: Tensor
-    harmful: Tensor
-    effects: Tensor
-
-
-def blame(f_hat: OutputFunction, target: int, k: int = 10) -> Blame:
-    """The k training points that hold an output up most, and the k that pull it down most.
-
-    Args:
-        f_hat: a datamodel of an output that is better when larger, such as `TopMargin`.
-        target: which target.
-        k: how many of each.
-
-    Returns:
-        Indices, and the output's derivative `(n,)` in every point's weight at full weights.
-    """
-    w = torch.ones(f_hat.n, requires_grad=True)
-    (effects,) = torch.autograd.grad(f_hat(w)[f_hat.rows(target)].mean(), w)
-    order = effects.argsort(descending=True, stable=True)
-    return Blame(order[:k], order.flip(0)[:k], effects)
-
-
-@dataclass(frozen=True)
-class Flip:
-    """The smallest removal found that flips a prediction.
-
-    Args:
-        size: how many points; None where no removal of the tried sizes flipped it.
-        before: the output with everything.
-        after: the output without the points (of the largest removal, where none flipped it).
-    """
-
-    size: int | None
-    before: float
-    after: float
-
-
-def smallest_flip(order: Tensor, f: OutputFunction, target: int, sizes: Sequence[int]) -> Flip:
-    """Retrain without the first points of an order, more and more of them, until the output falls below zero.
-
-    Args:
-        order: training points, the first to be removed first, for example `blame(f_hat, target, k).helpful`.
-        f: true outputs of a margin, `Retrain(setting, seeds)`; their mean over seeds decides.
-        target: which target.
-        sizes: numbers of points to try, ascending; each is one retraining for every seed, all trained together.
-
-    Raises:
-        ValueError: sizes that do not ascend, or exceed the order.
-    """
-    if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1 or sizes[-1] > len(order):
-        raise ValueError(f"sizes must ascend from at least 1 to at most {len(order)}; got {list(sizes)}.")
-    weights = torch.ones(len(sizes) + 1, f.n)
-    for row, size in zip(weights[1:], sizes, strict=True):
-        row[order[:size]] = 0
-    with torch.no_grad():
-        outputs = f(weights)[:, f.rows(target)].mean(1).tolist()
-    before, tried = outputs[0], outputs[1:]
-    flipped = next((i for i, value in enumerate(tried) if value < 0), None)
-    if flipped is None:
-        return Flip(None, before, tried[-1])
-    return Flip(sizes[flipped], before, tried[flipped])
 
 
 def as_predicted(f: OutputFunction) -> Batch:

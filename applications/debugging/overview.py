@@ -1,0 +1,111 @@
+"""An overview of a model through its data: every prediction to browse, and the answers to other questions before it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from applications.debugging.blame import predictions
+from recipe.datamodel import OutputFunction
+from recipe.findings import Examples, Finding, Report, Scatter, Term
+from recipe.findings.examples import check_examples
+from recipe.record import versions
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """Predicted and actual outputs on subsets of the training data: how far to believe the rest.
+
+    Args:
+        predicted: `(r, m)`.
+        actual: `(r, m)`, by retraining.
+    """
+
+    predicted: Tensor
+    actual: Tensor
+
+    def to_pandas(self) -> Any:
+        """A row an output and subset."""
+        import pandas as pd
+
+        r, m = self.actual.shape
+        rows = {"subset": torch.arange(r).repeat_interleave(m).numpy(), "output": torch.arange(m).repeat(r).numpy()}
+        return pd.DataFrame({**rows, "predicted": self.predicted.reshape(-1), "actual": self.actual.reshape(-1)})
+
+    def finding(self, points: Examples | None = None, targets: Examples | None = None, shown: int = 800) -> Finding:
+        """A section of a report; at most `shown` dots."""
+        moved = self.predicted - self.predicted.mean(0), self.actual - self.actual.mean(0)
+        score = float(torch.corrcoef(torch.stack([t.reshape(-1) for t in moved]))[0, 1])
+        step = max(1, -(-self.actual.numel() // shown))
+        dots = zip(*(t.reshape(-1)[::step].tolist() for t in (self.predicted, self.actual)), strict=True)
+        x = Term("predicted", "What the datamodel says after training on a random subset, a dot an output and subset.")
+        y = Term("actual", "What retraining on that subset gave.")
+        return Finding(
+            "How far to believe this",
+            "Does the datamodel predict what retraining does?",
+            f"On {len(self.actual)} random subsets, predicted and actual changes of {self.actual.shape[1]} outputs "
+            f"correlate with {score:.2f}.",
+            [Scatter("Predicted against actual", x, y, list(dots))],
+            ["Below about 0.3, read what follows as guesses, and test each."] if score < 0.3 else (),
+        )
+
+
+def overview(
+    f_hat: OutputFunction,
+    points: Examples,
+    targets: Examples,
+    answers: Mapping[str, Any] | None = None,
+    *,
+    title: str = "A model, through its data",
+    introduction: str = "",
+    chosen: Sequence[int] | None = None,
+    k: int = 10,
+    checked: Checked | None = None,
+) -> Report:
+    """Every prediction with its helpful and harmful points, and what else was found, as one report.
+
+    Args:
+        f_hat: the datamodel.
+        points: how to show training points.
+        targets: how to show targets.
+        answers: answers of this package by any name, or findings, each shown as a section before the predictions.
+        title: of the page.
+        introduction: a paragraph.
+        chosen: which targets to show; default all.
+        k: how many points of each kind.
+        checked: predictions on random subsets beside retraining.
+
+    Raises:
+        ValueError: examples of other numbers than the datamodel has.
+    """
+    check_examples(points, f_hat.n, "training points")
+    check_examples(targets, f_hat.output_shape[0], "targets")
+    which = range(f_hat.output_shape[0]) if chosen is None else chosen
+    found: dict[str, Any] = {"How far to believe this": checked} if checked else {}
+    found.update(answers or {})
+    exhibits = predictions(f_hat, points, targets, which, k)
+    browse = Finding(
+        "Predictions",
+        "Which training data does each prediction rest on?",
+        f"{len(exhibits.items)} predictions, each with the {k} training points that help and harm it most.",
+        [exhibits],
+    )
+    findings = [_finding(answer, points, targets) for answer in found.values()]
+    frames = {name: answer for name, answer in found.items() if not isinstance(answer, Finding)}
+    return Report(title, introduction, [*findings, browse], _facts(f_hat), frames)
+
+
+def _finding(answer: Any, points: Examples, targets: Examples) -> Finding:
+    """The section of an answer, given the examples that it shows."""
+    found: Finding = answer if isinstance(answer, Finding) else answer.finding(points, targets)
+    return found
+
+
+def _facts(f_hat: OutputFunction) -> dict[str, str]:
+    facts = {"training points": str(f_hat.n), "outputs": str(f_hat.m)}
+    if f_hat.origin is not None:
+        facts |= {"estimator": str(f_hat.origin.estimator), "seconds to fit": f"{f_hat.origin.seconds:.3g}"}
+        facts |= {"algorithm": str(f_hat.origin.setting.algorithm), "output": str(f_hat.origin.setting.output)}
+    return facts | {"versions": ", ".join(f"{name} {version}" for name, version in versions().items())}

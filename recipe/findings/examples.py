@@ -1,0 +1,225 @@
+"""How to show an example: a thumbnail, a text with marks, a row of a table, or its number alone.
+
+Images(pixels, labels)[3]   Texts(texts, labels)[3]   Rows(columns, labels)[3]   ->  Content
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+THUMBNAIL = 112  # pixels of the longer side; larger images are scaled down
+LOSSLESS = 48  # up to this side, images are stored as PNG: JPEG blurs what small ones show
+
+
+@dataclass(frozen=True)
+class Content:
+    """What there is to see of an example; one of picture, text and row, or none.
+
+    Args:
+        label: its label in words, "" where there is none.
+        picture: an encoded image.
+        kind: the picture's media type.
+        pieces: a text as pieces with a strength from -1 to 1 each, by which they are marked.
+        row: names and values.
+    """
+
+    label: str = ""
+    picture: bytes = b""
+    kind: str = ""
+    pieces: Sequence[tuple[str, float]] = ()
+    row: Mapping[str, str] | None = None
+
+
+class Examples(Protocol):
+    """Data that can be shown, example by example."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Content:
+        """What there is to see of one example."""
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Examples of which only the number is known, and perhaps the label.
+
+    >>> Unseen(3, labels=[0, 1, 0])[1].label
+    '1'
+    """
+
+    n: int
+    labels: Sequence[Any] | Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Content:
+        return Content(_label(self.labels, index))
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images as thumbnails.
+
+    Args:
+        pixels: `(b, h, w)` grey values, or `(b, h, w, 3)` or `(b, 3, h, w)` colours; bytes, or numbers from 0 to 1.
+        labels: of each, in words or numbers.
+        ink: whether grey values are ink on white paper, as those of handwritten digits are.
+
+    Raises:
+        ValueError: another shape or range; the message says how to get there.
+
+    Example:
+        >>> Images(torch.rand(2, 8, 8), labels=["cat", "dog"])[1].label
+        'dog'
+    """
+
+    pixels: Tensor | np.ndarray
+    labels: Sequence[Any] | Tensor | None = None
+    ink: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self._bytes
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        """`(b, h, w)` or `(b, h, w, 3)`, from 0 to 255."""
+        pixels = self.pixels.detach().cpu().numpy() if isinstance(self.pixels, Tensor) else np.asarray(self.pixels)
+        pixels = _channels_last(pixels)
+        if pixels.dtype != np.uint8:
+            pixels = np.rint(_unit_range(pixels) * 255).astype(np.uint8)
+        return 255 - pixels if self.ink else pixels
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def __getitem__(self, index: int) -> Content:
+        from PIL import Image  # comes with matplotlib
+
+        image = Image.fromarray(self._bytes[index])
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        kind = "png" if max(image.size) <= LOSSLESS else "jpeg"
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **({} if kind == "png" else {"quality": 85}))
+        return Content(_label(self.labels, index), buffer.getvalue(), f"image/{kind}")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts, shown as they are: markup in them is text as well.
+
+    Args:
+        texts: whole texts, or pieces with a strength from -1 to 1 each, by which they are marked.
+        labels: of each.
+        longest: characters after which an unmarked text is cut.
+
+    Example:
+        >>> Texts(["<b>bold</b>"])[0].pieces
+        (('<b>bold</b>', 0.0),)
+    """
+
+    texts: Sequence[str | Sequence[tuple[str, float]]]
+    labels: Sequence[Any] | Tensor | None = None
+    longest: int = 400
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> Content:
+        text = self.texts[index]
+        if isinstance(text, str):
+            cut = text if len(text) <= self.longest else text[: self.longest].rstrip() + " …"
+            return Content(_label(self.labels, index), pieces=((cut, 0.0),))
+        return Content(_label(self.labels, index), pieces=tuple((str(piece), float(s)) for piece, s in text))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table.
+
+    Args:
+        columns: values by the column's name, or a data frame.
+        labels: of each row.
+
+    Example:
+        >>> Rows({"age": [39, 50], "work": ["State", "Private"]})[1].row
+        {'age': '50', 'work': 'Private'}
+    """
+
+    columns: Any
+    labels: Sequence[Any] | Tensor | None = None
+
+    @cached_property
+    def _lists(self) -> dict[str, list[Any]]:
+        return {str(name): list(self.columns[name]) for name in self.columns}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._lists.values())))
+
+    def __getitem__(self, index: int) -> Content:
+        return Content(_label(self.labels, index), row={name: _cell(v[index]) for name, v in self._lists.items()})
+
+
+def _label(labels: Sequence[Any] | Tensor | None, index: int) -> str:
+    return "" if labels is None else _cell(labels[index])
+
+
+def _cell(value: Any) -> str:
+    value = value.item() if isinstance(value, (Tensor, np.generic)) else value
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _channels_last(pixels: np.ndarray) -> np.ndarray:
+    shape = pixels.shape
+    if pixels.ndim == 3:
+        return pixels
+    if pixels.ndim == 4 and shape[-1] in (1, 3):
+        return pixels[..., 0] if shape[-1] == 1 else pixels
+    if pixels.ndim == 4 and shape[1] in (1, 3):
+        return pixels[:, 0] if shape[1] == 1 else np.moveaxis(pixels, 1, -1)
+    raise ValueError(
+        f"Expected images of shape (b, h, w), (b, h, w, 3) or (b, 3, h, w); got {tuple(shape)}. Reshape flat pixels, "
+        "for example `x.view(-1, 28, 28)`, and choose which channels to show."
+    )
+
+
+def _unit_range(pixels: np.ndarray) -> np.ndarray:
+    low, high = (float(pixels.min()), float(pixels.max())) if pixels.size else (0.0, 0.0)
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails as well
+        raise ValueError(
+            f"Expected bytes, or numbers from 0 to 1; the pixels range from {low:.4g} to {high:.4g}. Undo the "
+            "standardisation (`x * std + mean`), or divide by the largest value."
+        )
+    return np.clip(pixels.astype(np.float64), 0, 1)
+
+
+def check_examples(examples: Examples, n: int, what: str) -> None:
+    """Raise `ValueError` where there are not n examples to show.
+
+    >>> check_examples(Unseen(3), 4, "training points")
+    Traceback (most recent call last):
+    ValueError: There are 4 training points; got 3 examples to show. Pass the same data, in the same order.
+    """
+    if len(examples) != n:
+        raise ValueError(
+            f"There are {n} {what}; got {len(examples)} examples to show. Pass the same data, in the same order."
+        )
+
+
+def picture_tensor(pixels: Tensor) -> Tensor:
+    """Pixels of any range, moved and stretched to 0 to 1, each image by itself: to look at standardised data.
+
+    >>> picture_tensor(torch.tensor([[[-2.0, 0.0], [0.0, 2.0]]]))
+    tensor([[[0.0000, 0.5000],
+             [0.5000, 1.0000]]])
+    """
+    flat = pixels.detach().flatten(1)
+    low, high = flat.amin(1), flat.amax(1)
+    shape = (-1, *[1] * (pixels.ndim - 1))
+    return (pixels - low.view(shape)) / (high - low).clamp_min(torch.finfo(pixels.dtype).tiny).view(shape)
