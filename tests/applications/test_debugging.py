@@ -78,11 +78,11 @@ def test_blame_of_targets_that_are_not_there(f_hat):
 
 # ---- brittleness ---------------------------------------------------------------------------------------------------
 def test_brittleness_agrees_with_trying_every_size(f, f_hat):
-    targets, most = range(6), 20
+    targets, most = range(3), 8
     orders = removal_orders(f_hat, targets, most)
-    found = brittleness(orders, f, targets, sizes=[1, 4, 16])
+    found = brittleness(orders, f, targets, sizes=[1, 4, 8])
     for order, flip, j in zip(orders, found.flips, targets, strict=True):
-        slow = smallest_flip(order, f, j, range(1, 17))
+        slow = smallest_flip(order, f, j, range(1, 9))
         assert (flip.size, flip.before) == (slow.size, slow.before)
         assert slow.size is None or flip.after == pytest.approx(slow.after)
     assert found.to_pandas()["removed"].tolist() == found.sizes.tolist()
@@ -92,10 +92,10 @@ def test_brittleness_agrees_with_trying_every_size(f, f_hat):
 
 
 def test_the_datamodel_needs_fewer_removals_than_chance(f, f_hat):
-    targets = range(6)
-    ours = brittleness(removal_orders(f_hat, targets, 30), f, targets, [1, 4, 16, 30])
-    chance = removal_orders(Random().fit(f.setting), targets, 30)
-    random = brittleness(chance, f, targets, [1, 4, 16, 30])
+    targets = range(4)
+    ours = brittleness(removal_orders(f_hat, targets, 16), f, targets, [4, 16], refine=False)
+    chance = removal_orders(Random().fit(f.setting), targets, 16)
+    random = brittleness(chance, f, targets, [4, 16], refine=False)
     assert ours.median < random.median
     page = ours.finding(None, Unseen(6), {"at random": random})
     assert "at random" in str(page)
@@ -146,8 +146,9 @@ def test_the_held_out_margin_is_that_of_leaving_the_point_out(mislabelled):
     setting, _ = mislabelled
     f = Retrain(setting).on(setting.pool, Margin())
     scores = label_errors(f, Influence().fit(f.setting), folds=0).scores["held-out margin"]
-    truth = -torch.stack([f(torch.ones(40).index_fill(0, torch.tensor([i]), 0.0))[i] for i in range(40)])
-    assert torch.corrcoef(torch.stack([scores, truth]))[0, 1] > 0.99
+    some = range(0, 40, 5)
+    truth = -torch.stack([f(torch.ones(40).index_fill(0, torch.tensor([i]), 0.0))[i] for i in some])
+    assert torch.corrcoef(torch.stack([scores[some], truth]))[0, 1] > 0.99
 
 
 def test_confident_learning_by_hand(mislabelled):
