@@ -36,6 +36,7 @@ def look(document, script, folder, width=1200, height=900):
 <pre id="found">nothing</pre><script>
 window.onload = async () => {{
   const page = document.querySelector("iframe").contentWindow;
+  page.focus();
   let answer;
   try {{ answer = await page.look(); }} catch (error) {{ page.seen.push(String(error)); }}
   document.querySelector("#found").textContent = JSON.stringify([answer === undefined ? null : answer, page.seen]);

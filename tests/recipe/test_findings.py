@@ -1,4 +1,4 @@
-"""Findings: one valid page that needs nothing else, escaped, and usable in a real browser, by keyboard and on a phone."""
+"""Findings: one valid page that needs nothing else, escaped, and usable in a browser, by keyboard and on a phone."""
 
 import re
 
