@@ -71,7 +71,7 @@ class Context:
         """The setting that estimators fit: n sources, one output."""
         n = len(self.sources)
         index = torch.arange(n)
-        rule = Custom(_keep, Objective("sum"), "keep these sources")
+        rule = Custom(_keep, Objective(), "keep these sources")
         nothing = torch.zeros(1, dtype=torch.long)
         universe = (index, torch.zeros(n, dtype=torch.long))
         return Setting(_Kept(n), universe, (nothing, nothing), rule, loss=_no_loss, output=_as_said, forward=self._ask)
