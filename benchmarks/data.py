@@ -62,6 +62,19 @@ def sst2(part: str) -> tuple[list[str], Tensor]:
     return _labelled(f"sst2_{part}.tsv.gz", text=0, label=1, positive="1")
 
 
+def adult() -> Images:
+    """UCI Adult, `(32561, d)` standardised and one-hot columns, and whether the income is above 50 000, shuffled."""
+    import pandas as pd
+
+    frame = pd.read_csv(path_of("adult.csv.gz"), na_values="?")
+    y = (frame.pop("income-per-year") == ">50K").to_numpy()
+    numbers = frame.select_dtypes("number")
+    one_hot = pd.get_dummies(frame.drop(columns=numbers.columns))
+    x = np.concatenate([((numbers - numbers.mean()) / numbers.std()).to_numpy(), one_hot.to_numpy()], 1).astype("f4")
+    order = np.random.RandomState(0).permutation(len(y))
+    return torch.from_numpy(x[order]), torch.from_numpy(y[order]).long()
+
+
 def sms() -> tuple[list[str], Tensor]:
     """5 574 short messages of real people, and whether each is spam: keep the texts out of what is published."""
     return _labelled("sms.tsv.gz", text=1, label=0, positive="spam")

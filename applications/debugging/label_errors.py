@@ -154,18 +154,23 @@ def confident_learning(f: Retrain, folds: int = 5, seed: int = 0) -> Tensor:
     Raises:
         ValueError: fewer than two folds, or more than points.
     """
-    n, y = f.n, batches.labels(f.setting.pool).cpu()
+    p, y = out_of_fold(f, folds, seed), batches.labels(f.setting.pool).cpu()
+    usual = torch.stack([p[y == c, c].mean() if (y == c).any() else p.new_tensor(1.0) for c in range(p.shape[1])])
+    confidence = p - usual
+    own = confidence.gather(1, y[:, None]).squeeze(1)
+    return confidence.scatter(1, y[:, None], -torch.inf).amax(1) - own
+
+
+def out_of_fold(f: Retrain, folds: int = 5, seed: int = 0) -> Tensor:
+    """Probabilities `(n, C)` of every point by a model that was trained on the other folds. Raises `ValueError`."""
+    n = f.n
     if not 2 <= folds <= n:
         raise ValueError(f"Cross-validation needs between 2 and {n} folds; got {folds}.")
     fold = torch.empty(n, dtype=torch.long)
     fold[torch.randperm(n, generator=torch.Generator().manual_seed(seed))] = torch.arange(n) % folds
     weights = torch.stack([(fold != k).float() for k in range(folds)])
     logits = f.on(f.setting.pool, Logits())(weights).detach().view(folds, n, -1).cpu()
-    p = logits[fold, torch.arange(n)].softmax(1)
-    usual = torch.stack([p[y == c, c].mean() if (y == c).any() else p.new_tensor(1.0) for c in range(p.shape[1])])
-    confidence = p - usual
-    own = confidence.gather(1, y[:, None]).squeeze(1)
-    return confidence.scatter(1, y[:, None], -torch.inf).amax(1) - own
+    return logits[fold, torch.arange(n)].softmax(1)
 
 
 def _found(score: Tensor, wrong: Tensor, steps: int = 25) -> tuple[list[float], list[float]]:
