@@ -34,4 +34,7 @@ bench-estimators: .venv-peers/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+	    apt-get update -qq && apt-get install -qq --yes chromium > /dev/null; } || \
+	    echo "No Chromium: the tests of the report in a browser will be skipped (apt-get install chromium)."
 	touch $@
