@@ -18,7 +18,7 @@ from estimators.similarity import Similarity
 from recipe import Margin, Setting
 from recipe.digits import MLP_SGD, SIDE, load_digits, mlp
 
-COMPONENTS = 5
+COMPONENTS = 20  # twice as many as classes, which are the first of them
 METHODS = {
     "`LoGra(models=5)`": LoGra(models=5),
     "`EKFAC(models=5)`": EKFAC(models=5),
