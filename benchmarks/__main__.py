@@ -1,4 +1,4 @@
-ALL = ("debugging")
+"""Print the tables of the README: `python -m benchmarks [NAME ...]`, the names being those of `ALL`."""
 
 import importlib
 import sys
