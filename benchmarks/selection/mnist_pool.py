@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from benchmarks.data import Images, mnist
 from recipe import SGD
 
-NETWORK_SGD = SGD(epochs=15, batch_size=64, lr=0.05, momentum=0.9, weight_decay=1e-3)
+NETWORK_SGD = SGD(epochs=40, batch_size=32, lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
 def network() -> nn.Module:
