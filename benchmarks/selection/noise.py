@@ -14,13 +14,15 @@ from applications.data_selection import DataSelection, balanced
 from benchmarks.selection.mnist_pool import NETWORK_SGD, network, random_subset, split
 from benchmarks.tables import mean, table
 from estimators.ekfac import EKFAC
+from estimators.ekfac_cg import EKFACCG
 from recipe import Correct, Greedy, Retrain, Setting, TopK, solve
 from recipe.digits import flip_labels
 
 DRAWS, SEEDS, SIZE, NOISE = range(5), range(3), 500, 0.3
 METHODS: dict[str, tuple[Any, Any]] = {
-    "`EKFAC(models=3)`, `TopK()` (DsDm's step)": (EKFAC(models=3), TopK()),
-    "`EKFAC(models=3)`, `Greedy(refit=6)`": (EKFAC(models=3), Greedy(refit=6)),
+    "`EKFACCG(models=2, lazy=True)`, `TopK()` (DsDm's step)": (EKFACCG(models=2, lazy=True), TopK()),
+    "the same, `Greedy(refit=4)`": (EKFACCG(models=2, lazy=True), Greedy(refit=4)),
+    "`EKFAC(models=2)`, `Greedy(refit=4)`": (EKFAC(models=2), Greedy(refit=4)),
 }
 
 

@@ -15,7 +15,7 @@ from recipe.datamodel import LinearDatamodel
 from recipe.diversity import Alike, FacilityLocation
 from recipe.feasible import Ball, Box, Free, Subset
 from recipe.problem import Maximize, Minimize, Problem
-from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Restarts, TopK
+from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Metagradient, Restarts, TopK
 
 N, M = 8, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -61,7 +61,8 @@ OBJECTIVES = {**LINEAR, **CURVED, **COVERED}
 
 def weights_problem(objective, feasible) -> Problem:
     """A fresh problem, since solvers write notes."""
-    return Problem(objective, torch.ones(N, dtype=torch.float64), feasible, arguments=lambda w: (w, None))
+    problem = Problem(objective, torch.ones(N, dtype=torch.float64), feasible, arguments=lambda w: (w, None))
+    return replace(problem, refit=lambda decision: problem)
 
 
 PROBLEMS = {(o, f): (OBJECTIVES[o], FEASIBLE[f]) for o in OBJECTIVES for f in FEASIBLE}
@@ -87,6 +88,7 @@ SOLVERS = {
     "Greedy, adding, refreshed": Promise(Greedy(refresh=4, adding=True)),
     "GumbelTopK": Promise(GumbelTopK(temperature=0.0)),
     "GumbelTopK, noisy": Promise(GumbelTopK(), reaches=frozenset()),
+    "Metagradient": Promise(Metagradient(steps=5), reaches=frozenset()),
     "Convex": Promise(Convex(), solves=TRACED),
     "Convex, integer": Promise(Convex(integer=True), solves=AS_INTEGERS, reaches=AS_INTEGERS),
 }

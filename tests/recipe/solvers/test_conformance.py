@@ -19,7 +19,7 @@ from tests.recipe.solvers.problems import (
     weights_problem,
 )
 
-VALUES_ONLY = ("Greedy", "Greedy, adding")  # these never ask for a gradient
+NO_GRADIENT = ("Greedy", "Greedy, adding", "Metagradient")  # these never ask for one, or want a refit first
 PAIRS = [(s, p) for s, p in itertools.product(SOLVERS, PROBLEMS) if p in SOLVERS[s].solves]
 
 
@@ -53,7 +53,7 @@ def test_continuous_problems(name, case):
 
 @pytest.mark.parametrize(
     ("solver", "start", "feasible"),
-    [(SOLVERS[name].solver, torch.ones(8), FEASIBLE["size"]) for name in SOLVERS if name not in VALUES_ONLY]
+    [(SOLVERS[name].solver, torch.ones(8), FEASIBLE["size"]) for name in SOLVERS if name not in NO_GRADIENT]
     + [(solver, torch.zeros(3), Box(torch.zeros(3), 1.0)) for solver in CONTINUOUS_SOLVERS.values()],
     ids=repr,
 )
