@@ -82,6 +82,25 @@ class SampledFisher:
             yield scale * (p - F.one_hot(y, p.shape[-1]).to(p))
 
 
+@dataclass(frozen=True)
+class TrueFisher:
+    """All labels where they are few, else labels drawn from the model.
+
+    Args:
+        most: labels (entries of a prediction) that are gone through one by one.
+        samples: draws an example where there are more.
+    """
+
+    most: int = 16
+    samples: int = 1
+
+    def cotangents(self, setting: Setting, z: Tensor, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        """See `Fisher.cotangents`."""
+        few = z[0].numel() <= self.most
+        rule = ExactFisher() if few else SampledFisher(self.samples)
+        return rule.cotangents(setting, z, batch, generator)
+
+
 def _scale(p: Tensor, batch: Batch) -> Tensor:
     """The root of a position's share of its example's loss: 0 for labels of -100, `1/sqrt(T)` in a sequence."""
     counts = (batches.labels(batch) != IGNORED).to(p)

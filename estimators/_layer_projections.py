@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from estimators._blocks import WIDEST, MatrixBlock, VectorBlock, blocks_of
 from estimators._fisher import Fisher
-from estimators._kronecker import WIDEST, MatrixBlock, VectorBlock
-from estimators._kronecker import _blocks as parameter_blocks
 from estimators._projections import Numbers, Projection, rows_and_columns, times
 from recipe import batch as batches
 from recipe.calculus import Point
@@ -156,7 +155,7 @@ class RandomBasis:
         def side(name: str, width: int, most: int) -> Tensor:
             return _orthonormal(name, width, most, numbers).to(point.theta)
 
-        for block in parameter_blocks(setting):
+        for block in blocks_of(setting):
             if isinstance(block, MatrixBlock):
                 R, C = block.spectrum.shape
                 u, v = side(f"{block.weight} rows", R, rank), side(f"{block.weight} cols", C, rank)

@@ -8,7 +8,7 @@ averaged over the ensemble's models; for an algorithm that minimises a sum, `l2 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ def fit_tangent(
     models: int,
     seed: int,
     at: Arguments | None,
-    invert: Callable[[Point], Product],
+    invert: Callable[[Point], Any],
     lazy: bool = False,
+    queries: "Callable[[Setting, Parameters, Any], Queries] | None" = None,
 ) -> "TangentDatamodel":
     """Train an ensemble (or take the setting's checkpoints) and linearise retraining.
 
@@ -44,6 +45,7 @@ def fit_tangent(
         at: `(weights, added)` where to linearise; default all points at weight 1.
         invert: the inverse of the curvature at a point.
         lazy: never keep the effects.
+        queries: how the outputs' gradients are taken through what `invert` returns; default `DenseQueries`.
 
     Returns:
         A datamodel with `effect`, `on` and `parameters`; `on` reuses trained models and inverses.
@@ -54,7 +56,8 @@ def fit_tangent(
     for theta in progress(members(setting, models, seed, at), "curvature"):
         data, all_weights = calculus.training_set(setting, weights, added)
         inverse = invert(Point(setting, theta, all_weights, data))
-        tangents.append(Tangent(theta, inverse, calculus.normaliser(setting, all_weights)))
+        total = calculus.normaliser(setting, all_weights)
+        tangents.append(Tangent(theta, inverse, total, queries or DenseQueries))
     return TangentDatamodel(setting, tangents, weights, added, lazy)
 
 
@@ -77,6 +80,38 @@ class _Plain:
         return fit_tangent(setting, 1, 0, None, lambda point: lambda vectors: vectors, self.lazy)
 
 
+class Queries(Protocol):
+    """The outputs' gradients times the inverse curvature, `q_j = F^-1 grad f_j`, as what they are multiplied with."""
+
+    def examples(self, batch: Batch) -> Tensor:
+        """Products `(m, b)` with the gradients of the examples' losses, differentiable in them."""
+
+    def parameters(self) -> Tensor:
+        """Products `(m,)` with the parameters themselves."""
+
+
+class DenseQueries:
+    """The `(m, p)` matrix.
+
+    Args:
+        setting: whose outputs.
+        theta: parameters of a trained model.
+        inverse: of its curvature.
+    """
+
+    def __init__(self, setting: Setting, theta: Parameters, inverse: Product) -> None:
+        self._setting, self._theta = setting, theta
+        self._matrix = inverse(calculus.output_gradients(setting, theta))
+
+    def examples(self, batch: Batch) -> Tensor:
+        """See `Queries.examples`."""
+        return calculus.gradient_products(self._setting, self._theta, batch, self._matrix)
+
+    def parameters(self) -> Tensor:
+        """See `Queries.parameters`."""
+        return self._matrix @ self._setting.flat(self._theta)
+
+
 @dataclass(frozen=True, eq=False)
 class Tangent:
     """One trained model, the inverse of its curvature and the total weight that it was trained with."""
@@ -84,6 +119,7 @@ class Tangent:
     theta: Parameters
     inverse: Product
     total: Tensor
+    queries: Callable[[Setting, Parameters, Any], Queries] = DenseQueries
 
     def moves(self, setting: Setting, batch: Batch) -> Tensor:
         """`d theta / d w` of the examples of a batch, `(b, p)`, without the inverse curvature."""
@@ -150,7 +186,13 @@ class TangentDatamodel(LinearDatamodel):
     def effects(self) -> Tensor:  # type: ignore[override]
         """The effects `(m, n)`."""
         with torch.no_grad():
-            return torch.cat([self.effect(block) for block in calculus.blocks(self._setting, self._setting.pool)], 1)
+            return torch.cat([self.effect(part) for part in self._parts], 1)
+
+    @property
+    def _parts(self) -> list[Batch]:
+        """The universe in parts that are small enough for what they leave behind to stay in the cache."""
+        setting = self._setting
+        return (calculus.factored if setting.layers.covered else calculus.blocks)(setting, setting.pool)
 
     @cached_property
     def bias(self) -> Tensor:  # type: ignore[override]
@@ -159,9 +201,13 @@ class TangentDatamodel(LinearDatamodel):
 
     def effect(self, batch: Batch) -> Tensor:
         """The value of examples of weight 1 `(m, b)`, differentiable in them."""
-        batch = self._setting.check_added(batch)
-        parts = zip(self._queries, self._tangents, strict=True)
-        return torch.stack([q @ t.moves(self._setting, batch).T for q, t in parts]).mean(0)
+        batch, decay = self._setting.check_added(batch), _decay(self._setting)
+        return torch.stack(
+            [
+                (q.examples(batch) + decay * steady[:, None]) / -t.total
+                for (q, steady), t in zip(self._queries, self._tangents, strict=True)
+            ]
+        ).mean(0)
 
     def _outputs(self, weights: Any) -> Any:
         if not (self._lazy and isinstance(weights, Tensor)):
@@ -188,9 +234,10 @@ class TangentDatamodel(LinearDatamodel):
         return stack(moved)
 
     @cached_property
-    def _queries(self) -> list[Tensor]:
-        """The outputs' gradients times the inverse curvature, `(m, p)` for each model."""
-        return [t.inverse(calculus.output_gradients(self._setting, t.theta)) for t in self._tangents]
+    def _queries(self) -> list[tuple[Queries, Tensor]]:
+        """For each model the outputs' gradients times the inverse curvature, and their products with the parameters."""
+        made = [t.queries(self._setting, t.theta, t.inverse) for t in self._tangents]
+        return [(queries, queries.parameters()) for queries in made]
 
     def forward(self, changes: Tensor) -> Tensor:
         """`effects @ change`, `(k, n) -> (k, m)`."""

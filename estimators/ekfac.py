@@ -18,17 +18,18 @@ gives effects of the right size.
 
 from dataclasses import dataclass
 
-from estimators._fisher import ExactFisher, Fisher, SampledFisher
-from estimators._kronecker import Kronecker, check_layers
+from estimators._factored_queries import FactoredQueries
+from estimators._fisher import ExactFisher, Fisher, SampledFisher, TrueFisher
+from estimators._kronecker import Kronecker, KroneckerInverse, check_layers
 from estimators._tangent import fit_tangent
-from recipe.calculus import Point, Product
+from recipe.calculus import Point
 from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
 from recipe.work import Work
 
-__all__ = ["EKFAC", "ExactFisher", "Kronecker", "SampledFisher"]
+__all__ = ["EKFAC", "ExactFisher", "Kronecker", "SampledFisher", "TrueFisher"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class EKFAC:
 
     Args:
         corrected: eigenvalues fitted in the factors' basis; False: K-FAC.
-        fisher: how the expectation over labels is taken, `ExactFisher()` or `SampledFisher(samples)`.
+        fisher: how the expectation over labels is taken, `TrueFisher()`, `ExactFisher()` or
+            `SampledFisher(samples)`.
         coupled: layers share what they learn and the weight decay; False: independent layers, as in the papers.
         damping: added to the eigenvalues beside the weight decay; None: nothing where there is weight decay, else a
             tenth of the mean eigenvalue of each layer.
@@ -56,7 +58,7 @@ class EKFAC:
     """
 
     corrected: bool = True
-    fisher: Fisher = ExactFisher()
+    fisher: Fisher = TrueFisher()
     coupled: bool = True
     damping: float | None = None
     models: int = 1
@@ -81,7 +83,7 @@ class EKFAC:
             ValueError: a layer whose gradients do not factorise, or outputs without a gradient.
         """
         check_layers(setting)
-        return fit_tangent(setting, self.models, self.seed, at, self._invert)
+        return fit_tangent(setting, self.models, self.seed, at, self._invert, queries=FactoredQueries)
 
-    def _invert(self, point: Point) -> Product:
+    def _invert(self, point: Point) -> KroneckerInverse:
         return Kronecker(self.corrected, self.fisher, self.coupled).at(point, self.damping)

@@ -13,7 +13,7 @@ arXiv:2507.14740 (their solver is a preconditioned Neumann series).
 from dataclasses import dataclass
 from functools import partial
 
-from estimators._fisher import ExactFisher, Fisher, SampledFisher
+from estimators._fisher import ExactFisher, Fisher, SampledFisher, TrueFisher
 from estimators._kronecker import Kronecker, check_layers
 from estimators._tangent import fit_tangent, tangent_cost
 from recipe.calculus import GaussNewton, Point, Product
@@ -24,7 +24,7 @@ from recipe.problem import Arguments
 from recipe.setting import Setting
 from recipe.work import Products, Work
 
-__all__ = ["EKFACCG", "ExactFisher", "SampledFisher"]
+__all__ = ["EKFACCG", "ExactFisher", "SampledFisher", "TrueFisher"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EKFACCG:
     """
 
     tolerance: float = 0.1
-    fisher: Fisher = ExactFisher()
+    fisher: Fisher = TrueFisher()
     damping: float = 0.0
     models: int = 1
     seed: int = 0

@@ -31,6 +31,7 @@ with warnings.catch_warnings(), contextlib.suppress(ImportError):
     importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 BLOCK_BYTES = 2**28  # of gradients or activations that are held at once
+CACHE_BYTES = 2**24  # of activations that are gone through again and again
 
 Product = Callable[[Tensor], Tensor]  # k vectors (k, p) -> (k, p), a symmetric matrix applied to each
 
@@ -110,6 +111,15 @@ def pulls(setting: Setting, at: Parameters, batch: Batch) -> Tensor:
     goal = setting.algorithm.objective
     gradients = loss_gradients(setting, at, batch)
     return gradients + goal.l2 * setting.flat(at) if goal.mean else gradients
+
+
+def gradient_products(setting: Setting, at: Parameters, batch: Batch, vectors: Tensor) -> Tensor:
+    """Products of vectors `(k, p)` with the examples' loss gradients, `(k, b)`, differentiable in the batch."""
+    if not setting.layers.covered:
+        return vectors @ loss_gradients(setting, at, batch).T
+    run, parts = setting.layers.forward(at, batch), setting.split(vectors)
+    gradients = run.named(run.pull(run.slope(lambda z: setting.loss(z, batch).sum())))
+    return torch.stack([parts[name] @ gradient.T for name, gradient in gradients.items()]).sum(0)
 
 
 def output_gradients(setting: Setting, at: Parameters) -> Tensor:
@@ -300,6 +310,12 @@ class _Symmetric(torch.autograd.Function):
 def blocks(setting: Setting, batch: Batch) -> list[Batch]:
     """The batch in parts whose per-example gradients fit `BLOCK_BYTES`."""
     rows = _rows(setting.p)
+    return [batches.take(batch, slice(i, i + rows)) for i in range(0, batches.size(batch), rows)]
+
+
+def factored(setting: Setting, batch: Batch, copies: int = 1) -> list[Batch]:
+    """The batch in parts whose layers' inputs and outputs, `copies` of them, fit the cache (see `recipe/layers.py`)."""
+    rows = max(1, CACHE_BYTES // (4 * copies * setting.layers.floats))
     return [batches.take(batch, slice(i, i + rows)) for i in range(0, batches.size(batch), rows)]
 
 

@@ -16,6 +16,7 @@ Reference: Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXi
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +28,8 @@ from recipe.batch import Batch
 
 if TYPE_CHECKING:
     from recipe.setting import Parameters, Setting
+
+Pair = tuple[int, int]
 
 CHECKED = 3  # examples on which the factors are compared with autograd
 
@@ -88,12 +91,10 @@ class Convolution(Matrix):
     def inputs(self, x: Tensor, b: int) -> Tensor:
         """Patches `(b, T, in * height * width)`."""
         m = self.module
-        padding = m.padding
-        if m.padding_mode != "zeros" or isinstance(padding, str):
-            mode = m.padding_mode.replace("zeros", "constant")
-            x, padding = F.pad(x, m._reversed_padding_repeated_twice, mode=mode), 0
-        patches = F.unfold(x, m.kernel_size, m.dilation, padding, m.stride).transpose(1, 2)
-        return patches.reshape(b, -1, patches.shape[-1])
+        mode = m.padding_mode.replace("zeros", "constant")
+        x = F.pad(x, m._reversed_padding_repeated_twice, mode=mode)
+        index = _patches(*x.shape[1:], m.kernel_size, m.dilation, m.stride).to(x.device)  # one gather beats `unfold`
+        return x.flatten(1).index_select(1, index.flatten()).view(b, -1, index.shape[1])
 
     def outputs(self, g: Tensor, b: int) -> Tensor:
         """See `Layer.outputs`."""
@@ -167,7 +168,8 @@ class Layers:
 
     `uncovered` names what has trained parameters and no rule here; `covered` says that all has one and that the
     gradients of a few examples equal autograd's, so that no layer is used in a way that its module does not show;
-    `shared` says of each use whether its input is one for all examples.
+    `shared` says of each use whether its input is one for all examples; `floats` is how many numbers an example leaves
+    behind in a pass, in the inputs and outputs of all uses.
     """
 
     def __init__(self, setting: "Setting") -> None:
@@ -186,6 +188,7 @@ class Layers:
             f"{name} (of {_owner(blank, name)})" for name in setting.trained if name not in described
         )
         self.shared: tuple[bool, ...] = ()
+        self.floats = 1
         self.covered = not self.uncovered and self._agrees()
 
     def forward(self, at: "Parameters", batch: Batch) -> "Pass":
@@ -203,7 +206,10 @@ class Layers:
         try:
             lengths = [self._lengths(at, part) for part in (few, batches.take(few, slice(1, None)))]
             self.shared = tuple(a == b for a, b in zip(*lengths, strict=True))
-            found = self.forward(at, few).gradients(lambda z: setting.loss(z, few).sum())
+            run = self.forward(at, few)
+            factors = run.pull(run.slope(lambda z: setting.loss(z, few).sum()))
+            self.floats = sum(f.inputs.numel() + f.outputs.numel() for f in factors) // CHECKED
+            found = run.flat(factors)
         except (RuntimeError, ValueError):  # shapes that do not start with the examples
             return False
         with torch.enable_grad():
@@ -282,12 +288,17 @@ class Pass:
                 return torch.zeros_like(z)
             return torch.autograd.grad(value, z, create_graph=self._graph)[0]
 
-    def flat(self, factors: list[Factors]) -> Tensor:
-        """The examples' gradients `(b, p)` from the factors of all layers."""
+    def named(self, factors: list[Factors]) -> dict[str, Tensor]:
+        """The examples' gradients `(b, size)` by parameter, of what the factors are about."""
         found: dict[str, Tensor] = {}
         for layer, inputs, outputs in factors:
             for name, t in layer.gradients(inputs, outputs).items():
                 found[name] = found[name] + t if name in found else t
+        return found
+
+    def flat(self, factors: list[Factors]) -> Tensor:
+        """The examples' gradients `(b, p)` from the factors of all layers."""
+        found = self.named(factors)
         blank = self._setting.split(torch.zeros(1, self._setting.p, device=self.prediction.device))
         missing = {n: t.to(self.prediction).expand(self.b, -1) for n, t in blank.items() if n not in found}
         return torch.cat([{**found, **missing}[name] for name in self._setting.trained], 1)
@@ -304,6 +315,20 @@ def _watched(layers: list[Layer], note: Callable[[Layer, Tensor, Tensor], Tensor
     finally:
         for handle in handles:
             handle.remove()
+
+
+@lru_cache(maxsize=64)
+def _patches(
+    channels: int, height: int, width: int, kernel: Pair, dilation: Pair, stride: Pair
+) -> Tensor:  # (T, channels * kernel), where in a flat padded image the entries of a patch lie
+    y, x = (
+        torch.arange(0, size - d * (k - 1), s)
+        for size, k, d, s in zip((height, width), kernel, dilation, stride, strict=True)
+    )
+    dy, dx = (torch.arange(k) * d for k, d in zip(kernel, dilation, strict=True))
+    corners = (y[:, None] * width + x).flatten()
+    offsets = torch.arange(channels)[:, None, None] * height * width + dy[:, None] * width + dx
+    return corners[:, None] + offsets.flatten()
 
 
 def _rule(module: nn.Module) -> type[Layer] | None:
