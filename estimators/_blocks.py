@@ -137,11 +137,15 @@ class MatrixBlock(Block):
             moment = torch.einsum("b,btd->d", shares, x.square())
             moment = F.pad(moment, (0, 1), value=float(shares.sum() * x.shape[1])) if one else moment
         else:
-            flat, weighted = x.flatten(0, 1), (x * shares.view(-1, 1, 1)).flatten(0, 1)
+            even = bool((shares == shares[0]).all())  # then one pass over x less
+            flat = x.flatten(0, 1)
+            weighted = flat if even else (x * shares.view(-1, 1, 1)).flatten(0, 1)
             moment = weighted.T @ flat
             if one:
-                total = torch.cat([weighted.sum(0), shares.sum()[None] * x.shape[1]])
-                moment = torch.cat([torch.cat([moment, total[None, :-1]]), total[:, None]], 1)
+                total = weighted.new_ones(1, len(flat)) @ weighted  # faster than a sum over the first axis
+                corner = shares.sum().view(1, 1) / (shares[0] if even else 1) * x.shape[1]
+                moment = torch.cat([torch.cat([moment, total]), torch.cat([total, corner], 1).T], 1)
+            moment = moment * shares[0] if even else moment
         self._moments[side] = self._moments[side] + moment
 
     def _turn(self, side: int) -> Tensor | None:

@@ -34,7 +34,7 @@ def members(setting: Setting, models: int, seed: int, at: Arguments | None = Non
         [torch.Size([2, 3]), torch.Size([2, 3])]
     """
     if setting.checkpoints and at is None:
-        return [points[-1].parameters for points in by_member(setting)]
+        return [point.parameters for point in _completed(setting, [points[-1] for points in _grouped(setting)])]
     if models < 1:
         raise ValueError(f"An ensemble needs at least one model; got models={models}.")
     weights, added = at or (torch.ones(setting.n), None)
@@ -48,14 +48,21 @@ def by_member(setting: Setting) -> list[list[Checkpoint]]:
     Raises:
         ValueError: a checkpoint that does not fit the model.
     """
+    return [_completed(setting, points) for points in _grouped(setting)]
+
+
+def _grouped(setting: Setting) -> list[list[Checkpoint]]:
     ordered = sorted(setting.checkpoints, key=lambda point: (point.member, point.step))
-    complete = [replace(point, parameters=_complete(setting, point)) for point in ordered]
-    return [list(points) for _, points in groupby(complete, key=lambda point: point.member)]
+    return [list(points) for _, points in groupby(ordered, key=lambda point: point.member)]
 
 
-def _complete(setting: Setting, checkpoint: Checkpoint) -> Parameters:
-    """The checkpoint's parameters on the setting's device, with the model's own values for what it leaves out."""
+def _completed(setting: Setting, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     blank = setting.initial(0)
+    return [replace(point, parameters=_complete(blank, setting, point)) for point in checkpoints]
+
+
+def _complete(blank: Parameters, setting: Setting, checkpoint: Checkpoint) -> Parameters:
+    """The checkpoint's parameters on the setting's device, with those of `blank` for what it leaves out."""
     shapes = {name: tuple(t.shape) for name, t in checkpoint.parameters.items()}
     alien = [name for name, shape in shapes.items() if name not in blank or shape != tuple(blank[name].shape)]
     missing = [name for name in setting.trained if name not in shapes]

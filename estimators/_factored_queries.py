@@ -48,7 +48,7 @@ class Separated:
             inward = right[:, : len(inputs)] @ inputs
             if right.shape[1] > len(inputs):
                 inward = inward + right[:, -1:]
-            total = total + (left @ outputs) * inward
+            total.addcmul_(left @ outputs, inward)
         return total
 
 

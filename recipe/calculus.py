@@ -31,7 +31,7 @@ with warnings.catch_warnings(), contextlib.suppress(ImportError):
     importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 BLOCK_BYTES = 2**28  # of gradients or activations that are held at once
-CACHE_BYTES = 2**24  # of activations that are gone through again and again
+CACHE_BYTES = 2**25  # of activations that are gone through again and again
 
 Product = Callable[[Tensor], Tensor]  # k vectors (k, p) -> (k, p), a symmetric matrix applied to each
 

@@ -153,7 +153,7 @@ class Setting:
     # ---- model ---------------------------------------------------------------------------------------------------
     def initial(self, seed: int) -> Parameters:
         """The parameters, buffers included, that the run of this seed starts from."""
-        module = self._blank if isinstance(self.model, nn.Module) else self._build(seed)
+        module = self._blank if isinstance(self.model, nn.Module) or seed == 0 else self._build(seed)
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         return {name: t.detach().to(self.device, copy=True) for name, t in state.items()}
 
