@@ -90,11 +90,11 @@ class MatrixBlock(Block):
     def add_eigenvalues(self, pulls: Pulls, shares: Tensor) -> None:
         """Second moments of the gradients in the basis of the factors."""
         uses = [list(self.uses(factors)) for factors in pulls]
-        if all(len(use) == 1 and single(use[0]) for use in uses):
+        if all(len(use) == 1 and single(*use[0]) for use in uses):
             # The square of a product is the product of squares, and the inputs are the same for every label.
             layer, inputs, _ = uses[0][0]
             inward = self._turned(_inward(layer), inputs, one=self.bias is not None)[:, 0].square()
-            outward = sum(self._turned(1 - _inward(layer), use[0].outputs)[:, 0].square() for use in uses)
+            outward = sum(self._turned(1 - _inward(layer), use[0][2])[:, 0].square() for use in uses)
             rows, cols = (inward, outward) if layer.input_first else (outward, inward)
             self.spectrum += (rows * shares[:, None]).T @ torch.as_tensor(cols)
             return
@@ -120,9 +120,11 @@ class MatrixBlock(Block):
         axis = 1 if self.input_first else 2
         return torch.cat([v, parts[self.bias].unsqueeze(axis)], axis)
 
-    def uses(self, factors: list[Factors]) -> Iterator[Factors]:
+    def uses(self, factors: list[Factors]) -> Iterator[tuple[Matrix, Tensor, Tensor]]:
         """Those of the factors that are about the weight."""
-        yield from (f for f in factors if isinstance(f.layer, Matrix) and f.layer in self.layers)
+        for layer, inputs, outputs in factors:
+            if isinstance(layer, Matrix) and layer in self.layers:
+                yield layer, inputs, outputs
 
     def basis(self, side: int) -> Tensor | None:
         """The eigenvectors of rows (0) or columns (1); None where they are the coordinates."""
@@ -249,9 +251,9 @@ def blocks_of(setting: Setting) -> list[MatrixBlock | VectorBlock]:
     return found
 
 
-def single(factors: Factors) -> bool:
+def single(layer: Layer, inputs: Tensor, outputs: Tensor) -> bool:
     """Whether an example uses the layer once, so that its gradient is a product of one row and one column."""
-    return factors.outputs.shape[1] == 1 and not isinstance(factors.layer, Lookup)
+    return outputs.shape[1] == 1 and not isinstance(layer, Lookup)
 
 
 def _inward(layer: Matrix) -> int:

@@ -68,7 +68,7 @@ class FactoredQueries:
         gradients: Parameters = {}
         for block, eigenvalues in inverse.decomposition.spectra:
             values, uses = inverse.of(eigenvalues), [f for f in found if f.layer.weight == block.names[0]]
-            if isinstance(block, MatrixBlock) and len(block.layers) == 1 and len(uses) == 1 and single(uses[0]):
+            if isinstance(block, MatrixBlock) and len(block.layers) == 1 and len(uses) == 1 and single(*uses[0]):
                 pairs = separate(values, eigenvalues)
                 if len(pairs[0]) * sum(values.shape) < values.numel():
                     self._separated[block.weight] = _separated(block, uses[0], *pairs)

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from estimators._anchored import where
 from estimators._ensemble import members
-from estimators._fisher import ExactFisher, Fisher
+from estimators._fisher import Fisher, TrueFisher
 from estimators._head import residuals
 from estimators._kronecker import check_layers
 from estimators._layer_projections import Basis, LayerProjection, PrincipalBasis, RandomBasis, passes
@@ -64,7 +64,7 @@ class LoGra:
     Args:
         rank: columns kept of each side of a layer.
         basis: which, `PrincipalBasis()` or `RandomBasis()`.
-        fisher: how the expectation over labels is taken, `ExactFisher()`, `SampledFisher(samples)`, or
+        fisher: how the expectation over labels is taken, `TrueFisher()`, `ExactFisher()`, `SampledFisher(samples)`, or
             `EmpiricalFisher()`.
         coupled: layers share what they learn and the weight decay; False: independent layers, as in the paper.
         damping: added to the diagonal beside the weight decay; None: nothing where there is weight decay, else a tenth
@@ -84,7 +84,7 @@ class LoGra:
 
     rank: int = 24
     basis: Basis = PrincipalBasis()
-    fisher: Fisher = ExactFisher()
+    fisher: Fisher = TrueFisher()
     coupled: bool = True
     damping: float | None = None
     models: int = 1

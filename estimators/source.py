@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from estimators._anchored import where
-from estimators._fisher import ExactFisher, Fisher
+from estimators._fisher import Fisher, TrueFisher
 from estimators._kronecker import Decomposition, Kronecker, check_layers
 from estimators._trajectory import Phase, Trajectory, mean_preconditioner, total_rate, trajectories, unrolled
 from recipe import calculus
@@ -58,7 +58,8 @@ class SOURCE:
         segments: of a run, equally many steps each.
         checkpoints: of every segment. Where the setting has checkpoints, theirs are used, divided over the segments in
             the order of their steps; they need `lr` and `step`, and AdamW's second moments.
-        fisher: how the expectation over labels is taken, `ExactFisher()` or `SampledFisher(samples)`.
+        fisher: how the expectation over labels is taken, `TrueFisher()`, `ExactFisher()` or
+            `SampledFisher(samples)`.
         coupled: layers share what they learn and the weight decay; False: independent layers, as in the paper.
         models: an ensemble of as many seeds; effects and bias are averaged. Ignored where the setting has checkpoints.
         seed: of the first model.
@@ -76,7 +77,7 @@ class SOURCE:
 
     segments: int = 3
     checkpoints: int = 2
-    fisher: Fisher = ExactFisher()
+    fisher: Fisher = TrueFisher()
     coupled: bool = True
     models: int = 1
     seed: int = 0
