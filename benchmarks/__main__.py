@@ -6,7 +6,7 @@ import warnings
 
 from benchmarks.tables import machine
 
-ALL = ("retraining", "lds", "estimators", "tasks", "poisoning", "debugging", "demo", "selection", "unlearning")
+ALL = ("retraining", "lds", "estimators", "tasks", "scale", "poisoning", "debugging", "demo", "selection", "unlearning")
 
 
 def main(names: list[str]) -> None:

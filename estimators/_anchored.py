@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.batch import Batch
-from recipe.datamodel import LinearDatamodel, OutputFunction
+from recipe.datamodel import LinearDatamodel, OutputFunction, product
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 
@@ -22,6 +22,8 @@ def where(setting: Setting, at: Arguments | None) -> Arguments:
 
 def check_effects(effects: Tensor) -> None:
     """Raise `ValueError` for effects `(m, n)` that are NaN or infinite, with the points and outputs whose they are."""
+    if not isinstance(effects, Tensor):
+        return  # on disk: each block was looked at before it was written
     broken = ~effects.isfinite()
     if broken.any():
         points, outputs = broken.any(0), broken.any(1)
@@ -45,7 +47,7 @@ def anchored(
     weights, added = at
     check_effects(effects)
     with torch.no_grad():
-        bias = torch.stack([setting.outputs(theta) for theta in trained]).mean(0) - effects @ weights
+        bias = torch.stack([setting.outputs(theta) for theta in trained]).mean(0) - product(effects, weights)
         if added is not None and effect is not None:
             bias = bias - effect(added).sum(1)
     return LinearDatamodel(bias, effects, effect, output_shape=setting.output_shape, on=on)

@@ -26,6 +26,7 @@ from recipe.calculus import Product
 from recipe.datamodel import LinearDatamodel
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.stores import collected
 
 KEPT_BYTES = 2**30  # of features of the universe, over all models of an ensemble
 
@@ -71,6 +72,10 @@ class Featuriser:
     def universe(self) -> Iterator[Features]:
         """Of all training points, part by part."""
         return map(self.fixed, self.parts) if self._kept is None else iter(self._kept)
+
+    def part(self, i: int) -> Features:
+        """Of a part of the universe, without a graph."""
+        return self.fixed(self.parts[i]) if self._kept is None else self._kept[i]
 
     def fixed(self, batch: Batch) -> Features:
         """Of a batch, without a graph."""
@@ -122,8 +127,11 @@ def projected_datamodel(setting: Setting, members: Sequence[Member], at: Argumen
     def on(targets: Any, output: Measure | None) -> LinearDatamodel:
         return projected_datamodel(setting.on(targets, output), members, at)
 
-    streams = zip(*(member.featuriser.universe() for member in members), strict=True)
-    effects = torch.cat([combined(found) for found in streams], 1)
+    def block(i: int) -> Tensor:
+        return combined([member.featuriser.part(i) for member in members])
+
+    parts = members[0].featuriser.parts
+    effects = collected(block, range(len(parts)), [batches.size(part) for part in parts])
     return anchored(setting, [member.featuriser.theta for member in members], at, effects, effect, on)
 
 

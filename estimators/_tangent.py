@@ -20,9 +20,10 @@ from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import Point, Product
 from recipe.cost import Cost
-from recipe.datamodel import LinearDatamodel, OutputFunction, same_origin
+from recipe.datamodel import LinearDatamodel, OutputFunction, product, same_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.stores import collected
 from recipe.training import progress, stack
 from recipe.work import Work
 
@@ -185,8 +186,7 @@ class TangentDatamodel(LinearDatamodel):
     @cached_property
     def effects(self) -> Tensor:  # type: ignore[override]
         """The effects `(m, n)`."""
-        with torch.no_grad():
-            return torch.cat([self.effect(part) for part in self._parts], 1)
+        return collected(self.effect, self._parts)
 
     @property
     def _parts(self) -> list[Batch]:
@@ -197,7 +197,7 @@ class TangentDatamodel(LinearDatamodel):
     @cached_property
     def bias(self) -> Tensor:  # type: ignore[override]
         """The outputs at weight zero `(m,)`; the tangent touches where it was fitted, and this is an extrapolation."""
-        return self._base - self.effects @ self._at[0]
+        return self._base - product(self.effects, self._at[0])
 
     def effect(self, batch: Batch) -> Tensor:
         """The value of examples of weight 1 `(m, b)`, differentiable in them."""

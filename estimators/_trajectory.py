@@ -34,6 +34,7 @@ from recipe.batch import Batch
 from recipe.datamodel import LinearDatamodel
 from recipe.problem import Arguments
 from recipe.setting import Checkpoint, Measure, Parameters, Setting
+from recipe.stores import collected
 from recipe.training import progress
 
 FLOOR = 0.01  # of Adam's divisors, relative to their mean
@@ -144,7 +145,7 @@ def unrolled(setting: Setting, runs: list[Trajectory], queries: Sequence[Queries
         return unrolled(setting.on(targets, output), runs, queries, at)
 
     with torch.no_grad():
-        effects = torch.cat([effect(block) for block in calculus.blocks(setting, setting.pool)], 1)
+        effects = collected(effect, calculus.blocks(setting, setting.pool))
     return anchored(setting, [run.end for run in runs], at, effects, effect, on)
 
 

@@ -22,7 +22,8 @@ the nearest linear function: Hammer & Holzman, "Approximations of Pseudo-Boolean
 Theory", 1992. Deviations: outputs in place of a utility; every run has a seed of its own. Cost: the retrainings.
 """
 
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,6 +34,7 @@ from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
+from recipe.stores import Bank
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Banzhaf:
     Args:
         subsets: how many models to train; run i trains with the seed `seed + i`.
         seed: of the sets and of the first run.
+        bank: where retrainings are looked up before they are trained, and kept.
+        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
         ValueError: fewer than two subsets.
@@ -58,6 +62,8 @@ class Banzhaf:
 
     subsets: int
     seed: int = 0
+    bank: Bank | None = field(default=None, compare=False, repr=False)
+    executor: Executor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.subsets < 2:
@@ -83,7 +89,7 @@ class Banzhaf:
         Raises:
             ValueError: weights that do not fit the setting, or so few subsets that a point is in all or in none.
         """
-        training = SubsetTraining.of(setting, at)
+        training = SubsetTraining.of(setting, at, self.bank, self.executor)
         generator = torch.Generator().manual_seed(self.seed + STREAM)
         subsets = (torch.rand(self.subsets, training.k, generator=generator) < 0.5).float()
         return fit_differences(training, subsets, self.seed)

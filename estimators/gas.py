@@ -35,6 +35,7 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.stores import collected
 from recipe.training import progress
 from recipe.work import Work
 
@@ -117,7 +118,7 @@ def compared(
         return compared(setting.on(targets, output), final, runs, sizes, at)
 
     with torch.no_grad():
-        effects = torch.cat([effect(block) for block in calculus.blocks(setting, setting.pool)], 1)
+        effects = collected(effect, calculus.blocks(setting, setting.pool))
     return anchored(setting, final, at, effects, effect, on)
 
 

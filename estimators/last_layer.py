@@ -48,6 +48,7 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.stores import collected
 from recipe.training import progress
 from recipe.work import Work
 
@@ -119,8 +120,8 @@ def _datamodel(setting: Setting, trained: list[Parameters], fits: list["_Fit"], 
     def on(targets: Any, output: Measure | None) -> LinearDatamodel:
         return _datamodel(setting.on(targets, output), trained, fits, at)
 
-    with torch.no_grad():
-        effects = torch.cat([differences(block, w) for block, w in leavings[0].blocks(setting.pool, at[0])], 1)
+    parts = list(leavings[0].blocks(setting.pool, at[0]))
+    effects = collected(lambda part: differences(*part), parts, [len(w) for _, w in parts])
     return anchored(setting, trained, at, effects, effect, on)
 
 

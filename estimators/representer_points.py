@@ -41,6 +41,7 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.stores import collected
 from recipe.training import progress
 from recipe.work import Work
 
@@ -119,7 +120,7 @@ def _datamodel(
         return _datamodel(setting.on(targets, output), trained, heads, strength, at)
 
     with torch.no_grad():
-        effects = torch.cat([effect(block) for block in blocks(setting.pool)], 1)
+        effects = collected(effect, blocks(setting.pool))
     return anchored(setting, trained, at, effects, effect, on)
 
 

@@ -29,6 +29,7 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.stores import collected
 from recipe.work import Work
 
 
@@ -89,7 +90,7 @@ def _datamodel(setting: Setting, trained: list[Parameters], at: Arguments) -> Li
         return _datamodel(setting.on(targets, output), trained, at)
 
     with torch.no_grad():
-        effects = torch.cat([effect(block) for block in blocks(setting.pool)], 1)
+        effects = collected(effect, blocks(setting.pool))
     return anchored(setting, trained, at, effects, effect, on)
 
 

@@ -9,6 +9,7 @@ from recipe.batch import Batch
 from recipe.calculus import GaussNewton, Hessian
 from recipe.calibration import Calibrated, calibrated
 from recipe.checks import Checks, check, fragility, leave_out, mixed_data
+from recipe.columns import Columns
 from recipe.composition import Ensemble, Ensembling, Scaled, Scaling, effects_of
 from recipe.contrastive import Contrastive, ImageText
 from recipe.cost import Cost, cost_of
@@ -23,6 +24,7 @@ from recipe.lds import LDS, lds
 from recipe.losses import CrossEntropy, Hinge, SquaredError
 from recipe.newton import Newton
 from recipe.outputs import Correct, Logits, Loss, Margin, TopMargin
+from recipe.precision import MixedPrecision
 from recipe.problem import Feasible, Maximize, Minimize, Problem, Solver, Task
 from recipe.random_subsets import random_subsets
 from recipe.retrain import Retrain
@@ -32,7 +34,7 @@ from recipe.selection_path import SelectionPath, selection_path
 from recipe.setting import Checkpoint, Forward, Setting
 from recipe.size_correction import SizeCorrected, SizeCorrecting
 from recipe.solvers import Convex, GradientAscent, Greedy, GumbelTopK, Metagradient, Restarts, Rounded, TopK
-from recipe.stores import Bank, DamagedError
+from recipe.stores import Bank, DamagedError, Effects, Stored
 from recipe.training import DivergedError
 from recipe.work import Work
 
@@ -53,6 +55,7 @@ __all__ = [
     "Calibrated",
     "Checkpoint",
     "Checks",
+    "Columns",
     "Contrastive",
     "Convention",
     "Convex",
@@ -64,6 +67,7 @@ __all__ = [
     "DataInf",
     "Dense",
     "DivergedError",
+    "Effects",
     "Ensemble",
     "Ensembling",
     "Estimator",
@@ -88,6 +92,7 @@ __all__ = [
     "Maximize",
     "Metagradient",
     "Minimize",
+    "MixedPrecision",
     "Newton",
     "Nystroem",
     "Objective",
@@ -107,6 +112,7 @@ __all__ = [
     "Solution",
     "Solver",
     "SquaredError",
+    "Stored",
     "Subset",
     "Task",
     "TopK",

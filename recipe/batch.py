@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from recipe.columns import read_all
+
 Batch = tuple[Tensor, ...] | Mapping[str, Tensor]
 
 LABELS = "labels"  # the entry of a mapping that holds the labels, as in HuggingFace's batches
@@ -182,7 +184,10 @@ def _read(data: Any, collate: Callable[[list[Any]], Any], what: str) -> Batch:
             f"The {what} gives another example when the same index is read twice (random augmentation?). Attribution "
             "needs fixed examples: turn the randomness off, or augment in a `Custom` training loop."
         )
-    return _canonical(collate([data[i] for i in range(n)]))
+    batch = _canonical(read_all(data, collate))
+    if size(batch) != n or len(data) != n:
+        raise ValueError(f"The {what} changed while it was read: it had {n} examples, now {len(data)}.")
+    return batch
 
 
 def _canonical(batch: Any) -> Batch:

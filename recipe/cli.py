@@ -16,8 +16,8 @@ import torch
 import typer
 from torch import Tensor
 
+from recipe import bank_commands, plugins
 from recipe import batch as batches
-from recipe import plugins
 from recipe.arguments import read_entry, read_numbers, read_points, read_quota, read_range, read_size
 from recipe.cost import Cost, cost_of
 from recipe.datamodel import OutputFunction
@@ -40,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(bank_commands.app, name="bank")
 
 INFLUENCE, TOP_K = Choice("influence"), Choice("top-k")
 DEFAULTS = {  # of a task: estimator and solver

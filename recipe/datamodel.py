@@ -14,6 +14,7 @@ import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -44,14 +45,26 @@ class Origin:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+_FITTING: ContextVar[Any] = ContextVar("fitting", default=None)
+
+
+def fitting() -> Any:
+    """The estimator whose `fit` is running, the innermost where one fits another."""
+    return _FITTING.get()
+
+
 def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates an estimator's `fit(self, setting, at=None)`: the datamodel it returns knows its `origin`."""
 
     @functools.wraps(fit)
     def recorded(self: Any, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> Any:
         started = time.perf_counter()
-        with taking_notes(type(self).__name__) as notes:
-            f_hat = fit(self, setting, at)
+        token = _FITTING.set(self)
+        try:
+            with taking_notes(type(self).__name__) as notes:
+                f_hat = fit(self, setting, at)
+        finally:
+            _FITTING.reset(token)
         f_hat.origin = Origin(self, setting, at, time.perf_counter() - started, notes)
         return f_hat
 
@@ -263,10 +276,17 @@ def _blocks(effects: Tensor | np.ndarray, like: Tensor) -> Any:
     """Columns of effects as `(slice, (m, width) tensor)`, at most `BLOCK_BYTES` at once, in the type of `like`."""
     m, n = effects.shape
     width = max(1, BLOCK_BYTES // max(1, m * like.element_size()))
+    if chunks := getattr(effects, "chunks", None):  # on disk: whole ones, so that none is read twice
+        width = max(1, width // chunks[1]) * chunks[1]
     for start in range(0, n, width):
         columns = slice(start, min(n, start + width))
         block = effects[:, columns]
         yield columns, (block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))).to(like)
+
+
+def product(effects: Any, weights: Tensor) -> Tensor:
+    """`effects @ weights`, `(m,)`, in blocks of columns of effects that may lie on disk."""
+    return _Product.apply(weights, effects, weights.new_zeros(effects.shape[0]))
 
 
 def _array(effects: Tensor | np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class Processes(Executor):
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = _cores() if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"Processes needs at least one worker; got {workers}.")
         self._pool = self._start()
@@ -60,9 +60,13 @@ class Processes(Executor):
         self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
 
     def _start(self) -> ProcessPoolExecutor:
-        # Not forked: a fork of a process whose libraries have threads may hang.
-        threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
-        context = multiprocessing.get_context("spawn")
+        # Not forked from here: a fork of a process whose libraries have threads may hang. A server that has imported
+        # the package, and done nothing else, forks new workers in no time.
+        threads = max(1, _cores() // self.workers)
+        there = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if there else "spawn")
+        if there:
+            context.set_forkserver_preload(["recipe.shards"])
         return ProcessPoolExecutor(self.workers, context, initializer=torch.set_num_threads, initargs=(threads,))
 
 
@@ -105,6 +109,10 @@ def completed(
     finally:
         for future in flying:
             future.cancel()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_replaced(executor: Executor, name: str, deaths: int, error: BaseException) -> None:

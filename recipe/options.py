@@ -20,10 +20,12 @@ from torch import Tensor
 
 from recipe import plugins
 from recipe.arguments import load_setting
+from recipe.executors import Processes, WorkerDiedError
 from recipe.record import Folder, check_free, write_folder
 from recipe.retrain import Retrain
+from recipe.stores import Bank
 
-USER_ERRORS = (ValueError, FileExistsError, FileNotFoundError, NotImplementedError, ArithmeticError)
+USER_ERRORS = (ValueError, OSError, NotImplementedError, ArithmeticError, WorkerDiedError)
 SHOWN = 20  # indices of points in a printed line
 
 
@@ -51,6 +53,10 @@ class Options:
     ] = field(default_factory=list)
     seeds: Annotated[int, typer.Option(min=0, help="How many seeds to retrain with; 0 does not verify.")] = 3
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Save the results in this folder.")] = None
+    bank: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Keep retrainings here, and look them up before training.")
+    ] = None
+    workers: Annotated[int, typer.Option(min=0, help="Processes that retrain; 0 retrains in this one.")] = 0
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False
 
@@ -59,7 +65,9 @@ class Options:
         if self.out is not None:
             check_free(self.out, self.overwrite)
         estimator = default.build(plugins.ESTIMATORS, self.estimator, self.assignments)
-        return estimator, Retrain(load_setting(self.spec), range(max(1, self.seeds)))
+        bank = None if self.bank is None else Bank(self.bank)
+        executor = Processes(self.workers) if self.workers else None
+        return estimator, Retrain(load_setting(self.spec), range(max(1, self.seeds)), bank, executor)
 
     def report(self, parts: Mapping[str, Any]) -> str:
         """Save the parts of an answer and write them as tables or JSON; a part that is None was not asked for."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
+from recipe.selection import all_finite
 
 Arguments = tuple[Tensor, Batch | None]  # (weights, added) of an output function
 
@@ -101,7 +102,7 @@ class Problem:
 
     def value_and_gradient(self, decision: Tensor) -> tuple[float, Tensor]:
         """Objective and gradient at a decision; raises as `gradient`."""
-        x = decision.detach().clone().requires_grad_()
+        x = _floating(decision).requires_grad_()
         with torch.enable_grad():
             value = self.objective.fn(x)
         if not isinstance(value, Tensor) or not value.requires_grad:
@@ -112,12 +113,21 @@ class Problem:
         if value.numel() != 1:
             raise ValueError(f"An objective must be a scalar; got the shape {tuple(value.shape)}. Average it.")
         (gradient,) = torch.autograd.grad(value.reshape(()), x)
-        if not gradient.isfinite().all():
+        if not all_finite(gradient):
             raise ValueError(
                 f"The objective's gradient is not finite at {int((~gradient.isfinite()).sum())} of "
                 f"{gradient.numel()} entries of the decision; look at the datamodel's effects and the objective."
             )
         return float(value.detach()), gradient
+
+
+def _floating(decision: Tensor) -> Tensor:
+    """A copy of a decision that can have a gradient; a mask of all points takes the memory of one number."""
+    if decision.is_floating_point():
+        return decision.detach().clone()
+    if decision.dtype == torch.bool and bool(decision.all()):
+        return torch.ones((), device=decision.device).expand(decision.shape)
+    return decision.to(torch.get_default_dtype())
 
 
 class Task(Protocol):

@@ -20,6 +20,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from recipe.selection import all_finite, largest
+
 Limit = int | tuple[int, int]  # exactly k, or (fewest, most)
 SHOWN = 5  # points named in an error
 
@@ -83,13 +85,15 @@ class Subset:
     @cached_property
     def least(self) -> Tensor:
         """How often each point must be in at least, `(n,)` integers."""
-        points = torch.empty(0, dtype=torch.long) if self.include is None else self.include
+        if self.include is None:
+            return torch.zeros((), dtype=torch.long).expand(self.n)  # one number: there may be very many points
+        points = self.include
         return points.cpu().long().bincount(minlength=self.n)
 
     @cached_property
     def most(self) -> Tensor:
         """How often each point may be in at most, `(n,)` integers."""
-        most = torch.as_tensor(self.repeats).cpu().long().expand(self.n).clone()
+        most = torch.as_tensor(self.repeats).cpu().long().expand(self.n)
         return most if self.exclude is None else most.index_fill(0, self.exclude.cpu().long(), 0)
 
     def contains(self, decision: Tensor) -> bool:
@@ -134,7 +138,16 @@ class Subset:
             ValueError: scores of another shape, or not finite.
         """
         self._check_score(score)
+        if self.groups is None and self.costs is None and self._plain:
+            return largest(score.detach(), *self.sizes).to(score)
         return self._choose(score.detach().cpu()[self._units.owner]).to(score)
+
+    def mask(self, score: Tensor) -> Tensor:
+        """Where `best` has points, booleans `(n,)`: an eighth of the memory, where there are very many."""
+        if self.groups is not None or self.costs is not None or not self._plain:
+            return self.best(score) > 0
+        self._check_score(score)
+        return largest(score.detach(), *self.sizes)
 
     def best_between(self, score: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """As `best`, among the subsets x with `low <= x <= high` if there are any; else one of those nearest."""
@@ -168,7 +181,7 @@ class Subset:
             log_count = -torch.lgamma(k + 1) - torch.lgamma(self.n - k + 1)
             uniform = torch.rand(len(k), generator=generator, device=generator.device, dtype=torch.double)
             low += int((log_count - (-uniform.log()).log()).argmax())
-        return _largest(noise, low, low).to(noise)
+        return largest(noise, low, low).to(noise)
 
     def constraints(self, variable: Any) -> list[Any]:
         """The relaxation, weights from the least to the most of each point, as constraints on a cvxpy variable."""
@@ -259,7 +272,7 @@ class Subset:
     def _check_score(self, score: Tensor) -> None:
         if score.shape != (self.n,):
             raise ValueError(f"Expected a score for each of {self.n} points; got the shape {tuple(score.shape)}.")
-        if not bool(score.isfinite().all()):
+        if not all_finite(score):
             raise ValueError(f"Expected finite scores; got {int((~score.isfinite()).sum())} that are not.")
 
     # ---- inside ----------------------------------------------------------------------------------------------------
@@ -301,7 +314,7 @@ class Subset:
             others = self._fill_groups(score, chosen) if self.groups is not None else (~chosen).nonzero().squeeze(1)
             rest = score[others]
             low, high = (max(0, limit - int(chosen.sum())) for limit in self.sizes)
-            chosen[others] = _largest(rest, min(low, len(rest)), min(high, len(rest)))
+            chosen[others] = largest(rest, min(low, len(rest)), min(high, len(rest)))
         if len(units.owner) == self.n and bool((self.most == 1).all()):
             return chosen
         return torch.zeros(self.n, dtype=torch.long).index_add_(0, units.owner, chosen.long())
@@ -388,15 +401,3 @@ def _pair(limit: Limit, name: str) -> tuple[int, int]:
 
 def _named(points: Tensor) -> str:
     return f"{points[:SHOWN].tolist()}" + (f" and {len(points) - SHOWN} more" if len(points) > SHOWN else "")
-
-
-def _largest(score: Tensor, low: int, high: int) -> Tensor:
-    """Where the largest scores are: as many as are positive, but `low` to `high` of them. By selection, not sorting."""
-    count = min(max(int((score > 0).sum()), low), high)
-    if count == 0:
-        return torch.zeros_like(score, dtype=torch.bool)
-    threshold = score.kthvalue(len(score) - count + 1).values
-    chosen = score > threshold
-    ties = (score == threshold).nonzero().squeeze(1)
-    chosen[ties[: count - int(chosen.sum())]] = True
-    return chosen

@@ -8,9 +8,11 @@ step of Engstrom, Feldmann & Madry, "DsDm: Model-Aware Dataset Selection with Da
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from recipe.problem import Problem
+from recipe.subset import Subset
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,15 @@ class TopK:
 
     Example:
         >>> import torch
+        >>> from dataclasses import replace
         >>> from recipe.feasible import Subset
         >>> from recipe.problem import Minimize
         >>> effects = torch.tensor([0.3, -0.2, 0.1, -0.5])
         >>> problem = Problem(Minimize(lambda w: effects @ w), torch.ones(4), Subset(4, size=2), lambda w: (w, None))
         >>> TopK().solve(problem)
         tensor([0., 1., 0., 1.])
+        >>> TopK().solve(replace(problem, start=torch.ones(4, dtype=torch.bool)))  # less memory
+        tensor([False,  True, False,  True])
     """
 
     def solve(self, problem: Problem) -> Tensor:
@@ -33,4 +38,7 @@ class TopK:
         Raises:
             ValueError: the objective is not differentiable, or the feasible set is unbounded.
         """
-        return problem.feasible.best(problem.objective.sense * problem.gradient(problem.start)).to(problem.start)
+        score = problem.gradient(problem.start).mul_(problem.objective.sense)
+        if problem.start.dtype == torch.bool and isinstance(problem.feasible, Subset):
+            return problem.feasible.mask(score)
+        return problem.feasible.best(score).to(problem.start)

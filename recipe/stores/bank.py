@@ -25,10 +25,8 @@ from torch import Tensor
 from recipe.setting import Parameters, Setting
 from recipe.shards import Shard, Trained
 from recipe.stores.fingerprint import fingerprint, measure_key
+from recipe.stores.inspection import RUNS, WHOLE
 from recipe.stores.segments import Segments
-
-WHOLE = "universe"  # the kind of a segment that lists examples
-RUNS = "runs"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What identifies a setting, a run and a measurement across processes and machines: content, never position or address.
 
-    run     = the chosen examples with their weights, the seed, the added examples     (within one fingerprint)
+    run     = the examples it trains on, added ones included, with their weights, and the seed
     setting = model, algorithm, loss and how the model is called                       (its fingerprint)
     measure = the targets and the output
 
@@ -60,17 +60,18 @@ def run_keys(
     setting: Setting, weights: Sequence[Tensor], seeds: Sequence[int], added: Batch | None = None
 ) -> list[str]:
     """What identifies r runs, weights `(n,)` and a seed each, within a fingerprint."""
-    none = added is None or not batches.size(added)
-    head = b"" if none else batches.content_hash(setting.check_added(added)).encode()
+    examples = setting.examples
+    if added is not None and batches.size(added):  # as if they were examples of the universe, of weight 1
+        examples = np.concatenate([examples, batches.example_hashes(setting.check_added(added))])
     replayed = getattr(setting.algorithm, "replay", False)  # then the whole universe decides the batches, in its order
-    order = np.argsort(setting.examples.view(f"V{DIGEST}")[:, 0], kind="stable")
-    order = np.arange(setting.n) if replayed else order
-    examples, keys = setting.examples[order], []
+    order = np.argsort(examples.view(f"V{DIGEST}")[:, 0], kind="stable")
+    order = np.arange(len(examples)) if replayed else order
+    examples, keys, ones = examples[order], [], np.ones(len(examples) - setting.n)
     for weight, seed in zip(weights, seeds, strict=True):
-        row = weight.detach().cpu().double().numpy()[order]
-        chosen = np.full(setting.n, True) if replayed else row > 0
+        row = np.concatenate([weight.detach().cpu().double().numpy(), ones])[order]
+        chosen = np.full(len(row), True) if replayed else row > 0
         shares = b"" if (row[chosen] == 1).all() else row[chosen].tobytes()
-        keys.append(content_key(f"{seed}".encode(), head, examples[chosen].tobytes(), shares))
+        keys.append(content_key(f"{seed}".encode(), examples[chosen].tobytes(), shares))
     return keys
 
 

@@ -1,0 +1,111 @@
+"""Examples that stay where they are: columns of a `datasets.Dataset`, and data too large to hold in memory.
+
+A `datasets.Dataset` lies on disk in many pieces; training draws examples at random, and wants one tensor a column. So
+data are read once, block by block, and where they are larger than `MAPPED_BYTES` they are laid out in memory-mapped
+files: tensors like any other, of which memory holds what was used last and gives it back when it is needed. The files
+lie in the folder that `RECIPE_CACHE` names (default the system's temporary one) and vanish with the process, however it
+ends.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAPPED_BYTES = 2**28  # from here on data are laid out in files
+ROWS = 1024  # examples read at once
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A universe made of columns of a `datasets.Dataset`, chosen by name, read where it lies.
+
+    Args:
+        dataset: a `datasets.Dataset`, or anything map-style whose examples are mappings.
+        inputs: the columns that the model gets, in its order.
+        labels: the column of the labels.
+
+    Raises:
+        ValueError: there is no such column.
+
+    Example:
+        >>> rows = [{"pixels": [0, 1], "digit": 3, "by": "a"}, {"pixels": [1, 1], "digit": 5, "by": "b"}]
+        >>> data = Columns(rows, inputs=["pixels"], labels="digit")
+        >>> len(data), data[1]
+        (2, (tensor([1, 1]), tensor(5)))
+    """
+
+    dataset: Any
+    inputs: Sequence[str]
+    labels: str = "label"
+
+    def __post_init__(self) -> None:
+        names = list(getattr(self.dataset, "column_names", None) or self.dataset[0])
+        if missing := [name for name in self._names if name not in names]:
+            raise ValueError(f"There is no column {missing[0]!r}; there are {', '.join(map(repr, names))}.")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, ...]:
+        return self._example(self.dataset[i])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """Several examples at once, as PyTorch's loaders ask for them."""
+        return [self._example(row) for row in _rows(self.dataset, indices)]
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.inputs, self.labels]
+
+    def _example(self, row: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.as_tensor(np.asarray(row[name]) if isinstance(row[name], list) else row[name]) for name in self._names
+        )
+
+
+def read_all(data: Any, collate: Callable[[list[Any]], Any]) -> Any:
+    """All examples of a map-style data set as one batch, read block by block, in files where they are many."""
+    n = len(data)
+    blocks = (collate(_rows(data, range(i, min(n, i + ROWS)))) for i in range(0, n, ROWS))
+    first = next(blocks)
+    places: dict[Any, Tensor] = {key: _place(t, n) for key, t in _items(first)}
+    start = 0
+    for block in _chain(first, blocks):
+        for key, t in _items(block):
+            if t.shape[1:] != places[key].shape[1:]:  # padded to the longest of a block: only all at once fit
+                return collate(_rows(data, range(n)))
+            places[key][start : start + len(t)] = t
+        start += min(ROWS, n - start)
+    return places if isinstance(first, Mapping) else tuple(places.values())
+
+
+def _rows(data: Any, indices: Sequence[int]) -> list[Any]:
+    several = getattr(data, "__getitems__", None)  # PyTorch's protocol for reading examples together
+    return list(several(list(indices))) if several is not None else [data[i] for i in indices]
+
+
+def _items(batch: Any) -> list[tuple[Any, Tensor]]:
+    return list(batch.items()) if isinstance(batch, Mapping) else list(enumerate(batch))
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _place(like: Tensor, n: int) -> Tensor:
+    """Room for n examples: in memory, or in a file that no longer has a name, so that nothing of it is left behind."""
+    shape = (n, *like.shape[1:])
+    if like.nbytes // max(1, len(like)) * n < MAPPED_BYTES:
+        return torch.empty(shape, dtype=like.dtype)
+    with tempfile.NamedTemporaryFile(dir=os.environ.get("RECIPE_CACHE"), suffix=".examples") as file:
+        size = like.nbytes // len(like) * n
+        file.truncate(size)
+        raw = np.memmap(file.name, dtype=np.uint8, mode="r+", shape=(size,))
+        return torch.from_numpy(raw).view(like.dtype).view(shape)

@@ -1,0 +1,219 @@
+"""Blocks: an `(m, n)` matrix on disk as a zarr array whose chunks are all outputs of some training points.
+
+A chunk is there whole or not at all, with its checksum (crc32c); the array's own document says what it belongs to.
+There is no other record: what is there is done.
+"""
+
+import json
+import math
+import os
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+import zarr
+from torch import Tensor
+from zarr.codecs import Crc32cCodec
+
+from recipe.stores.segments import FORMAT, DamagedError
+
+TYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "uint16"}  # zarr has no bfloat16
+
+
+class Effects:
+    """`(m, n)` effects in a zarr array; slices are read from disk as tensors.
+
+    Args:
+        path: a folder, or any fsspec address.
+
+    Raises:
+        ValueError: no effects there, or of a newer format.
+        DamagedError: blocks are missing: the job that wrote them was interrupted.
+    """
+
+    ndim = 2
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._store = Blocks.opened(self.path)
+        if missing := self._store.missing():
+            raise DamagedError(
+                f"{self.path} lacks {len(missing)} of {self._store.count} blocks, the first of training point "
+                f"{missing[0] * self._store.width}. Fit the estimator with `Stored` again: it writes what is missing."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(m, n)`."""
+        return self._store.shape
+
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """The shape of a block: all outputs of so many training points."""
+        return self.shape[0], self._store.width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the effects are stored."""
+        return self._store.dtype
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """A part, read from disk.
+
+        Raises:
+            DamagedError: a block is missing, cut short or changed.
+        """
+        return self._store.read(index)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them in memory, float32 where numpy has no such type: what cvxpy asks for."""
+        effects = self[:]
+        return np.asarray((effects.float() if self.dtype == torch.bfloat16 else effects).numpy(), dtype=dtype)
+
+
+class Blocks:
+    """A zarr array of effects and what it belongs to."""
+
+    def __init__(self, path: str, array: Any) -> None:
+        self.path, self._array = path, array
+        self.shape: tuple[int, int] = array.shape
+        self.width: int = array.chunks[1]
+        self.count = math.ceil(self.shape[1] / self.width)
+
+    @classmethod
+    def found(cls, path: str) -> "Blocks | None":
+        """The store there, if there is one. Raises `ValueError` for something else, or a newer format."""
+        fs, root = fsspec.url_to_fs(path)
+        try:
+            document = json.loads(fs.cat_file(f"{root}/zarr.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            if fs.exists(root) and any(not p.rstrip("/").endswith((".part", "/c")) for p in fs.ls(root, detail=False)):
+                raise ValueError(f"{path} holds something else than effects; choose another address.") from None
+            return None
+        except ValueError:
+            document = {}
+        head = document.get("attributes", {}).get("recipe", {})
+        if head.get("format", 0) > FORMAT:
+            raise ValueError(
+                f"{path} was written in format {head['format']}, which is newer than {FORMAT}, the newest that this "
+                "version of the package reads. It was left untouched; upgrade the package."
+            )
+        if head.get("kind") != "effects":
+            raise ValueError(f"{path} holds something else than effects; choose another address.")
+        return cls(path, zarr.open_array(path, mode="r+"))
+
+    @classmethod
+    def opened(cls, path: str) -> "Blocks":
+        """The store there. Raises `ValueError` where there is none."""
+        store = cls.found(path)
+        if store is None:
+            raise ValueError(f"There are no effects at {path}.")
+        return store
+
+    @classmethod
+    def create(
+        cls, path: str, shape: tuple[int, int], width: int, dtype: torch.dtype, described: dict[str, str]
+    ) -> "Blocks":
+        """A new one. Two processes that do it at once write the same."""
+        head = {
+            "kind": "effects",
+            "format": FORMAT,
+            "dtype": str(dtype).removeprefix("torch."),
+            "fingerprint": described,
+        }
+        attributes: Any = {"recipe": head}
+        array = zarr.create_array(
+            path,
+            shape=shape,
+            chunks=(shape[0], min(width, shape[1])),
+            dtype=TYPES[dtype],
+            compressors=[Crc32cCodec()],
+            attributes=attributes,
+            config={"write_empty_chunks": True},  # a block that is there was computed, also if it is all zeros
+        )
+        return cls(path, array)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What the store says of itself."""
+        return dict(self._array.attrs["recipe"])
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the effects."""
+        return getattr(torch, self.head["dtype"])
+
+    def check(self, described: dict[str, str], dtype: torch.dtype) -> None:
+        """Raise `ValueError` where the store belongs to something else."""
+        theirs = {**self.head["fingerprint"], "dtype": str(self.dtype)}
+        mine = {**described, "dtype": str(dtype)}
+        named = [
+            f"{k.capitalize()}: the store has {theirs.get(k)}, this fit {mine[k]}."
+            for k in mine
+            if theirs.get(k) != mine[k]
+        ]
+        if named:
+            raise ValueError(f"The effects at {self.path} belong to another fit. {' '.join(named)} Use another path.")
+
+    def missing(self, deep: bool = False) -> list[int]:
+        """The blocks that are not there; with `deep`, or are damaged."""
+        fs, root = fsspec.url_to_fs(self.path)
+        fs.invalidate_cache()
+        try:
+            there = {path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(f"{root}/c/0", detail=False)}
+        except FileNotFoundError:
+            there = set()
+        return [i for i in range(self.count) if str(i) not in there or (deep and not self._sound(i))]
+
+    def has(self, block: int) -> bool:
+        """Whether a block is there."""
+        fs, root = fsspec.url_to_fs(self.path)
+        fs.invalidate_cache()
+        return bool(fs.exists(f"{root}/c/0/{block}"))
+
+    def span(self, block: int) -> tuple[int, int]:
+        """The first training point of a block, and the first after it."""
+        return block * self.width, min(self.shape[1], (block + 1) * self.width)
+
+    def read(self, index: Any) -> Tensor:
+        """A part of the effects. Raises `DamagedError`."""
+        try:
+            values = torch.from_numpy(np.asarray(self._array[index]))
+        except ValueError as error:
+            damaged = [i for i in range(self.count) if not self._sound(i)]
+            if not damaged:
+                raise
+            names = ", ".join(f"{self.path}/c/0/{i}" for i in damaged[:5])
+            raise DamagedError(
+                f"{len(damaged)} of {self.count} blocks are damaged: {names}. `Stored(..., redo=True)` computes them "
+                "again."
+            ) from error
+        return values.view(torch.bfloat16) if self.dtype == torch.bfloat16 else values
+
+    def write(self, block: int, values: Tensor) -> None:
+        """One block, whole or not at all. Raises `OSError`, naming what is still there."""
+        low, high = self.span(block)
+        if values.shape != (self.shape[0], high - low):
+            raise ValueError(
+                f"The effects at {self.path} come in blocks of {self.width} training points, this fit makes others. "
+                "Use another path."
+            )
+        stored = values.detach().to(self.dtype).cpu()
+        stored = stored.view(torch.uint16) if self.dtype == torch.bfloat16 else stored
+        try:
+            self._array[:, low:high] = stored.numpy()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error} while writing to {self.path}. The blocks that were complete are still "
+                "there and readable; make room and start again: it goes on from there.",
+            ) from error
+
+    def _sound(self, block: int) -> bool:
+        try:
+            self._array[:, slice(*self.span(block))]
+        except ValueError:
+            return False
+        return True

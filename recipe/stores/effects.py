@@ -1,0 +1,221 @@
+"""Effects on disk, written in blocks of training points: `(m, n)` matrices that never fit in memory.
+
+    f_hat = Stored(EKFAC(models=5), "runs/effects", dtype=torch.float16).fit(setting)
+
+fits the estimator, and every block of effects goes to a zarr array as it is computed; products with the datamodel
+stream over the blocks. A killed job goes on with the blocks that are missing. Several processes or machines that fit
+the same at once share the work: each begins at another block and skips what is there.
+
+Estimators hand their blocks to `collected`, which puts them side by side in memory, or where `Stored` says.
+"""
+
+import hashlib
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipe import batch as batches
+from recipe.composition import Ensemble, Scaled, effects_of
+from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, fitting, records_origin
+from recipe.executors import completed, dumps, loads
+from recipe.problem import Arguments
+from recipe.selection import all_finite
+from recipe.setting import Setting
+from recipe.stores.blocks import TYPES, Blocks, Effects
+from recipe.stores.fingerprint import fingerprint, identity, measure_key
+from recipe.training import progress_bar
+
+BLOCK_BYTES = 2**24  # of a block at least, so that files are worth opening
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The estimator that fits another one and keeps its effects on disk.
+
+    Started again after an interruption it computes only the blocks that are missing. Estimators whose effects come from
+    the examples' gradients or representations never hold more than a block; others (regressions, game values) make
+    their effects at once and write them then.
+
+    Args:
+        estimator: what is fitted.
+        path: a folder, or any fsspec address.
+        dtype: of the stored effects, float32, bfloat16 or float16; products are computed in the setting's type.
+        redo: write damaged blocks again instead of raising; reads everything once.
+        executor: whose workers write blocks too, see `recipe.executors`; each fits the estimator for itself.
+        tasks: how many of the executor's workers.
+
+    Raises, on fit:
+        ValueError: effects of another setting or estimator (what differs is named), or of a newer format.
+        DamagedError: a block is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from estimators.similarity import Similarity
+        >>> from recipe import Newton, Stored
+        >>> data = (torch.randn(20, 3), torch.arange(20) % 2)
+        >>> setting = Setting(lambda: torch.nn.Linear(3, 2), data, data, Newton(l2=0.1))
+        >>> f_hat, w = Similarity().fit(setting), torch.ones(20)
+        >>> on_disk = Stored(Similarity(), tempfile.mkdtemp()).fit(setting)
+        >>> torch.allclose(on_disk(w), f_hat(w))
+        True
+    """
+
+    estimator: Estimator
+    path: str
+    dtype: torch.dtype = torch.float32
+    redo: bool = False
+    executor: Executor | None = field(default=None, compare=False, repr=False)
+    tasks: int = field(default=1, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))
+        if self.dtype not in TYPES:
+            raise ValueError(f"Effects are stored as float32, bfloat16 or float16; got {self.dtype}.")
+
+    @records_origin
+    def fit(self, setting: Setting, at: Arguments | None = None) -> OutputFunction:
+        """Fit the estimator; its effects go to the store.
+
+        Args:
+            setting: what to attribute.
+            at: `(weights, added)` where to linearise.
+
+        Returns:
+            What the estimator returns, with `Effects` for its effects. Its `on` keeps the other effects in memory: for
+            many outputs fit `Stored(...)` to `setting.on(...)` with another path.
+        """
+        sink = _Sink(self, _described(self.estimator, setting, at))
+        if (store := Blocks.found(self.path)) is not None:
+            store.check(sink.described, self.dtype)  # before anything is trained
+        if self.executor is not None:
+            self._share(setting, at)
+        with _collecting(sink):
+            f_hat = self.estimator.fit(setting, at)
+        return f_hat if sink.effects is not None else self._written(f_hat, sink)
+
+    def _share(self, setting: Setting, at: Arguments | None) -> None:
+        """Let the executor's workers fit the same, each beginning elsewhere."""
+        assert self.executor is not None
+        state = {f.name: getattr(setting, f.name) for f in fields(setting)}
+        payload = dumps((replace(self, executor=None), state, at), "The estimator or the setting")
+        for _ in completed(self.executor, _fit, [(payload,)] * self.tasks, [f"writing {self.path}"] * self.tasks):
+            pass
+
+    def _written(self, f_hat: OutputFunction, sink: "_Sink") -> OutputFunction:
+        """The same datamodel with effects that were made at once."""
+        if not _linear(f_hat):
+            raise ValueError(
+                f"{type(self.estimator).__name__} is not linear in the weights, so it has no effects to store. Use it "
+                "as it is."
+            )
+        effects = effects_of(f_hat)
+        width = max(1, BLOCK_BYTES // (f_hat.m * self.dtype.itemsize))
+        parts = effects.split(width, 1)
+        stored: Any = sink.collect(lambda part: part, parts, [part.shape[1] for part in parts])
+        with torch.no_grad():
+            bias = f_hat(torch.zeros(f_hat.n, dtype=effects.dtype))
+        return LinearDatamodel(bias, stored, f_hat.effect, output_shape=f_hat.output_shape, on=f_hat.on)
+
+
+def collected(function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Sequence[int] | None = None) -> Any:
+    """`function(part) -> (m, b)` of all parts side by side, `(m, n)`: in memory, or where `Stored` says.
+
+    Args:
+        function: the effects of a part.
+        parts: blocks of the universe, all of one size but the last.
+        sizes: how many examples each has; default the sizes of batches.
+    """
+    sink = _SINK.get()
+    with torch.no_grad():
+        if sink is None or sink.effects is not None or fitting() is not sink.stored.estimator:
+            return torch.cat([function(part) for part in parts], 1)
+        return sink.collect(function, parts, [batches.size(part) for part in parts] if sizes is None else sizes)
+
+
+# ---- inside ----------------------------------------------------------------------------------------------------------
+class _Sink:
+    """Where one fit's effects go."""
+
+    def __init__(self, stored: Stored, described: dict[str, str]) -> None:
+        self.stored, self.described = stored, described
+        self.effects: Effects | None = None
+
+    def collect(self, function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Sequence[int]) -> Effects:
+        """Compute and write the blocks that are missing."""
+        store, first = Blocks.found(self.stored.path), None
+        if store is None:
+            first = function(parts[0])
+            width = sizes[0] * math.ceil(BLOCK_BYTES / (len(first) * sizes[0] * self.stored.dtype.itemsize))
+            shape = (len(first), sum(sizes))
+            store = Blocks.create(self.stored.path, shape, width, self.stored.dtype, self.described)
+        starts = [0, *accumulate(sizes)]
+        wanted = store.missing(deep=self.stored.redo)
+        offset = random.randrange(len(wanted)) if wanted and not self.stored.redo else 0
+        with progress_bar(len(wanted), "effects", unit="block") as bar:
+            for block in wanted[offset:] + wanted[:offset]:
+                if self.stored.redo or not store.has(block):  # another process may have written it meanwhile
+                    low, high = store.span(block)
+                    group = [part for part, start in zip(parts, starts, strict=False) if low <= start < high]
+                    store.write(block, _finite(torch.cat([function(part) for part in group], 1), low))
+                bar.update()
+        self.effects = Effects(self.stored.path)
+        return self.effects
+
+
+_SINK: ContextVar[_Sink | None] = ContextVar("sink", default=None)
+
+
+@contextmanager
+def _collecting(sink: _Sink) -> Iterator[None]:
+    token = _SINK.set(sink)
+    try:
+        yield
+    finally:
+        _SINK.reset(token)
+
+
+def _finite(values: Tensor, start: int) -> Tensor:
+    if all_finite(values):
+        return values
+    first = start + int((~values.isfinite()).any(0).nonzero()[0])
+    raise ValueError(
+        f"The effects of training point {first} are not finite: gradients are NaN or infinite there. Look for NaN and "
+        "infinity in this example, and at the trained parameters. What was complete stays in the store."
+    )
+
+
+def _linear(f_hat: OutputFunction) -> bool:
+    """Whether predictions are linear in the weights."""
+    members = f_hat.members if isinstance(f_hat, Ensemble) else [f_hat.f_hat] if isinstance(f_hat, Scaled) else []
+    return all(map(_linear, members)) if members else isinstance(f_hat, LinearDatamodel)
+
+
+def _fit(payload: bytes) -> None:
+    """In a worker."""
+    stored, state, at = loads(payload)
+    stored.fit(Setting(**state), at)
+
+
+def _described(estimator: Estimator, setting: Setting, at: Arguments | None) -> dict[str, str]:
+    """What effects belong to."""
+    found = {**fingerprint(setting), "universe": setting.contents, "measure": measure_key(setting)}
+    checkpoints = [point.parameters for point in setting.checkpoints]
+    return {**found, "checkpoints": identity(checkpoints), "estimator": identity(estimator), "at": _place(at)}
+
+
+def _place(at: Arguments | None) -> str:
+    if at is None:
+        return "all points"
+    weights, added = at
+    digest = hashlib.sha256(weights.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]
+    return digest if added is None else f"{digest} with {batches.content_hash(added)}"

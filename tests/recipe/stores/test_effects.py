@@ -1,0 +1,211 @@
+"""Effects on disk: the same numbers as in memory, nothing complete computed again, nothing foreign or damaged read."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from estimators.banzhaf import Banzhaf
+from estimators.data_shapley import DataShapley
+from estimators.ekfac import EKFAC
+from estimators.ekfac_cg import EKFACCG
+from estimators.empirical_influence import EmpiricalInfluence
+from estimators.exact_shapley import ExactShapley
+from estimators.influence import Influence
+from estimators.knn import KNN
+from estimators.newton_step import NewtonStep
+from estimators.regression import Regression
+from estimators.simfluence import Simfluence
+from estimators.similarity import Similarity
+from estimators.tracin import GradDot
+from recipe import (
+    Calibrated,
+    DamagedError,
+    Effects,
+    Loss,
+    Minimize,
+    Newton,
+    Problem,
+    SizeCorrected,
+    SizeCorrecting,
+    Stored,
+    Subset,
+    TopK,
+    calculus,
+)
+from recipe.stores import effects as module
+from tests.worlds import ESTIMATORS, logistic, small_mlp
+
+FORK = multiprocessing.get_context("fork")
+W = torch.rand(3, 40, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(calculus, "_rows", lambda p: 7)
+    monkeypatch.setattr("estimators._representation.BLOCK", 7)
+
+
+SLOW = (DataShapley, Banzhaf, EmpiricalInfluence, ExactShapley, Calibrated)  # and alike: retraining on subsets
+EACH = {type(e): e for e in ESTIMATORS if not isinstance(e, SLOW)} | {Regression: Regression(subsets=10)}
+
+
+@pytest.mark.parametrize("estimator", EACH.values(), ids=lambda e: type(e).__name__)
+def test_every_linear_estimator_can_keep_its_effects_on_disk(estimator, tmp_path):
+    setting = logistic() if isinstance(estimator, (Influence, EKFACCG)) else small_mlp()
+    f_hat = estimator.fit(setting)
+    if type(estimator) in (NewtonStep, KNN, SizeCorrecting, Simfluence):
+        with pytest.raises(ValueError, match="is not linear in the weights"):
+            Stored(estimator, tmp_path / "effects").fit(setting)
+        return
+    stored = Stored(estimator, tmp_path / "effects").fit(setting)
+    assert isinstance(stored.effects, Effects)
+    torch.testing.assert_close(stored(W), f_hat(W), rtol=1e-4, atol=1e-4)
+    w = W[0].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(stored(w).sum(), w)
+    torch.testing.assert_close(stored.effects[:].sum(0).double(), gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", [EKFAC(), GradDot(), Similarity()], ids=repr)
+def test_white_box_estimators_write_blocks_of_points(estimator, tmp_path):
+    f_hat = Stored(estimator, tmp_path / "effects").fit(small_mlp())
+    assert f_hat.effects.chunks[1] < 40
+    assert f_hat.effect is not None
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.bfloat16, 1e-1)])
+def test_half_precision(dtype, tolerance, tmp_path):
+    setting = small_mlp()
+    f_hat, stored = EKFAC().fit(setting), Stored(EKFAC(), tmp_path / "effects", dtype).fit(setting)
+    assert stored.effects.dtype == dtype
+    torch.testing.assert_close(stored.effects[:].double(), f_hat.effects, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(stored(W), f_hat(W), rtol=tolerance, atol=40 * tolerance)
+
+
+def test_solvers_stream_over_them(tmp_path):
+    setting = logistic(Loss())
+    f_hat, stored = Influence().fit(setting), Stored(Influence(), tmp_path / "effects").fit(setting)
+
+    def problem(f):
+        return Problem(Minimize(lambda w: f(w).mean()), torch.ones(40), Subset(40, size=10), lambda w: (w, None))
+
+    assert torch.equal(TopK().solve(problem(stored)), TopK().solve(problem(f_hat)))
+    torch.testing.assert_close(SizeCorrected(stored)(W), SizeCorrected(f_hat)(W), rtol=1e-4, atol=1e-4)
+
+
+def test_any_zarr_reader_opens_them(tmp_path):
+    f_hat = Stored(EKFAC(), tmp_path / "effects").fit(small_mlp())
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "effects", mode="r")[:], f_hat.effects[:].numpy())
+
+
+def test_what_is_complete_is_not_computed_again(tmp_path, monkeypatch):
+    path, setting = tmp_path / "effects", small_mlp()
+    whole = Stored(GradDot(), path).fit(setting).effects[:]
+    (path / "c/0/2").unlink()
+    with pytest.raises(DamagedError, match="lacks 1 of 6 blocks, the first of training point 14"):
+        Effects(path)
+    before = {p: p.stat().st_mtime_ns for p in path.glob("c/0/*")}
+    assert torch.equal(Stored(GradDot(), path).fit(setting).effects[:], whole)
+    assert {p: t for p, t in ((p, p.stat().st_mtime_ns) for p in path.glob("c/0/*")) if p in before} == before
+
+
+def test_damage_is_named_and_redone_on_request(tmp_path):
+    path, setting = tmp_path / "effects", small_mlp()
+    f_hat = Stored(GradDot(), path).fit(setting)
+    whole = f_hat.effects[:]
+    chunk = path / "c/0/3"
+    for data in (chunk.read_bytes()[:-3], bytes(len(chunk.read_bytes()))):
+        chunk.write_bytes(data)
+        with pytest.raises(DamagedError, match=r"1 of 6 blocks are damaged: .*/c/0/3.*redo=True"):
+            f_hat(W)
+        assert torch.equal(Stored(GradDot(), path, redo=True).fit(setting).effects[:], whole)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "changes", "message"),
+    [
+        (GradDot(models=2), {}, r"Estimator: the store has GradDot\(models=1"),
+        (GradDot(), {"algorithm": Newton(l2=0.1)}, "Algorithm: the store has SGD.*this fit Newton"),
+        (GradDot(), {"output": Loss()}, "Measure: the store has"),
+        (GradDot(), {"universe": small_mlp().probe}, "Universe: the store has"),
+    ],
+)
+def test_effects_of_another_fit_are_refused(estimator, changes, message, tmp_path):
+    setting = small_mlp()
+    Stored(GradDot(), tmp_path / "effects").fit(setting)
+    with pytest.raises(ValueError, match=f"belong to another fit. {message}"):
+        Stored(estimator, tmp_path / "effects").fit(replace(setting, **changes))
+    with pytest.raises(ValueError, match=r"Dtype: the store has torch\.float32"):
+        Stored(GradDot(), tmp_path / "effects", torch.float16).fit(setting)
+
+
+def test_a_newer_format_and_other_things_are_left_untouched(tmp_path):
+    path, setting = tmp_path / "effects", small_mlp()
+    Stored(GradDot(), path).fit(setting)
+    head = json.loads((path / "zarr.json").read_text())
+    head["attributes"]["recipe"]["format"] = 2
+    (path / "zarr.json").write_text(json.dumps(head))
+    with pytest.raises(ValueError, match="format 2, which is newer than 1.*left untouched"):
+        Stored(GradDot(), path).fit(setting)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").touch()
+    with pytest.raises(ValueError, match="holds something else than effects"):
+        Stored(GradDot(), tmp_path / "notes").fit(setting)
+    with pytest.raises(ValueError, match="There are no effects at"):
+        Effects(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="float32, bfloat16 or float16; got torch.int8"):
+        Stored(GradDot(), path, torch.int8)
+    with pytest.raises(ValueError, match="KNN is not linear in the weights"):
+        Stored(KNN(k=5), tmp_path / "knn").fit(setting)
+
+
+def test_of_several_fits_the_outermost_is_stored(tmp_path):
+    setting = small_mlp()
+    estimator = Regression(subsets=20, prior=GradDot())
+    torch.testing.assert_close(
+        Stored(estimator, tmp_path / "effects").fit(setting)(W), estimator.fit(setting)(W), rtol=1e-4, atol=1e-4
+    )
+
+
+def job(path, log, pause):
+    """Write effects, noting each block as it is computed."""
+    write = module.Blocks.write
+
+    def noted(store, block, values):
+        time.sleep(pause)
+        write(store, block, values)
+        with open(log, "a") as lines:
+            lines.write(f"{block}\n")
+
+    module.Blocks.write = noted
+    Stored(GradDot(), path).fit(small_mlp())
+
+
+def test_killed_at_random_moments_nothing_complete_is_computed_again(tmp_path):
+    path, log, draw = tmp_path / "effects", tmp_path / "log", random.Random(0)
+    undisturbed = GradDot().fit(small_mlp()).effects.float()
+    kills = 6
+    for _ in range(kills):
+        process = FORK.Process(target=job, args=(path, log, 0.05))
+        process.start()
+        process.join(draw.uniform(0.1, 0.6))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    processes = [FORK.Process(target=job, args=(path, log, 0.05)) for _ in range(2)]  # which share what is left
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert torch.equal(Effects(path)[:], undisturbed)
+    blocks = log.read_text().split()
+    assert len(blocks) <= 6 + 2  # what two processes wrote at the same moment, or what was noted too late
