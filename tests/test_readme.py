@@ -41,7 +41,6 @@ def test_the_first_screen_is_the_recipe():
     ("name", "finding"),
     [
         ("forget_a_digit.py", r"one Newton step: 0\.0\d+ \((\d\d+) times smaller\)"),
-        ("cite_a_context.py", r"without the cited sentence: [1-9]"),
         ("blame_a_prediction.py", r"without \d+ of them, retrained: margin -"),
     ],
 )
