@@ -23,10 +23,12 @@ from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import Curvature, GaussNewton, Point, Product
+from recipe.cost import Cost
 from recipe.datamodel import OutputFunction, records_origin, same_origin
 from recipe.inverses import CG, Inverse
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class AdjointInfluence:
     inverse: Inverse = CG(tolerance=1e-6)
     damping: float = 0.0
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`, of the fit: every question costs solves of its own."""
+        return Work(setting).fitted(self, 1)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> "AdjointDatamodel":

@@ -25,9 +25,11 @@ from estimators._ensemble import members
 from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import OutputFunction, records_origin, same_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.work import Work
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class GradientMatching:
 
     models: int = 1
     seed: int = 0
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`."""
+        return Work(setting).fitted(self, self.models)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> "Matched":

@@ -11,7 +11,7 @@ is approximated and nothing is linearised: every call trains, and the gradient g
 What it predicts is the run of its own seeds on the batches of the full universe; other seeds, and subsets, which train
 on batches of their own, are another thing, and `verify` measures how much of an attack or a selection carries over.
 
-Reference: Engstrom et al., "Optimizing ML Training with Unrolled Descent", 2025, arXiv:2503.13751.
+Reference: Engstrom et al., "Optimizing ML Training with Metagradient Descent", 2025, arXiv:2503.13751.
 Deviation: `sqrt(T)` states are kept instead of a tree of `log T`.
 
 Cost of a call: a training run for every seed, and for its gradient about four more, whatever the number of outputs.
@@ -29,6 +29,7 @@ from estimators._replay import Replay, Run
 from recipe import batch as batches
 from recipe.algorithms import SGD, AdamW
 from recipe.batch import Batch
+from recipe.cost import Cost
 from recipe.datamodel import OutputFunction, records_origin, same_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
@@ -64,6 +65,10 @@ class Unrolled:
     def __post_init__(self) -> None:
         if self.models < 1:
             raise ValueError(f"A mean over runs needs at least one; got models={self.models}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`, of the fit, which does nothing: every call trains (`Work(setting).training()`)."""
+        return Cost()
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> "Replayed":

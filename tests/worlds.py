@@ -7,6 +7,7 @@ from applications.data_selection import DataSelection
 from applications.debugging import Debugging
 from applications.poisoning import Poisoning
 from applications.unlearning import Unlearning
+from estimators.adjoint_influence import AdjointInfluence
 from estimators.banzhaf import Banzhaf
 from estimators.data_shapley import DataShapley
 from estimators.ekfac import EKFAC
@@ -115,6 +116,7 @@ TANGENT = [
     Influence(inverse=LiSSA(tolerance=1e-12)),
     Influence(inverse=Arnoldi(rank=51)),  # as many as the largest of these models has parameters
     Influence(inverse=Nystroem(rank=51)),
+    AdjointInfluence(Hessian(), CG(tolerance=1e-10)),
 ]
 ESTIMATORS = [
     *TANGENT,
