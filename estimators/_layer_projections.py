@@ -46,7 +46,8 @@ class MatrixSketch:
         found = []
         for layer, pair in self.uses(factors):
             rows, cols = (self._kept(x, side, layer) for side, x in enumerate(pair))
-            found.append(rows.transpose(1, 2) @ cols)
+            once = rows.shape[1] == 1  # a plain product beats a batch of matrix products
+            found.append(rows[:, 0, :, None] * cols[:, 0, None, :] if once else rows.transpose(1, 2) @ cols)
         return _sum(found)
 
     def _kept(self, x: Tensor, side: int, layer: Matrix) -> Tensor:
@@ -234,4 +235,4 @@ def _orthonormal(name: str, width: int, most: int, numbers: Numbers) -> Tensor:
 
 
 def _sum(found: list[Tensor]) -> Tensor | None:
-    return torch.stack(found).sum(0).flatten(1) if found else None
+    return sum(found[1:], start=found[0]).flatten(1) if found else None
