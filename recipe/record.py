@@ -170,10 +170,10 @@ def _path(kind: type) -> str:
 
 
 def _class(path: str) -> Any:
-    """The class at `module:name`, of the recipe itself or of a module that holds an installed plug-in."""
+    """The class at `module:name`, of the recipe itself or of a module or package that holds an installed plug-in."""
     module, _, name = path.partition(":")
-    plug_ins = {entry.module for group in GROUPS for entry in metadata.entry_points(group=group)}
-    if module.split(".")[0] != "recipe" and module not in plug_ins:
+    known = {"recipe", *(entry.module for group in GROUPS for entry in metadata.entry_points(group=group))}
+    if not any(module == one or module.startswith(f"{one}.") for one in known):
         raise ValueError(
             f"{path} is neither part of the recipe nor of an installed plug-in, so it is not imported from a file. "
             "Load with `task=` and pass the task yourself."
