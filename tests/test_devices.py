@@ -62,7 +62,7 @@ def test_mixed_precision_trains_nearly_the_same():
 
 @pytest.mark.parametrize("estimator", [Influence(damping=0.1), EKFAC(), GradDot()], ids=repr)
 def test_effects_are_taken_in_full_precision(estimator):
-    theta = tuple(Checkpoint(t, lr=0.1) for t in [single().algorithm.train(single(), torch.ones(40), 0)])
+    theta = tuple(Checkpoint(t, lr=0.1, step=1) for t in [single().algorithm.train(single(), torch.ones(40), 0)])
     full = estimator.fit(replace(single(), checkpoints=theta)).effects
     mixed = estimator.fit(replace(single(), checkpoints=theta, forward=MixedPrecision())).effects
     torch.testing.assert_close(mixed, full)

@@ -3,9 +3,7 @@
 The jobs are those of the tests (`tests/recipe/stores`), with more kills.
 """
 
-import os
 import random
-import signal
 import tempfile
 from pathlib import Path
 
@@ -29,7 +27,7 @@ def killed(job, arguments, seed: int) -> int:
         process.start()
         process.join(draw.uniform(0.02, 1.0))
         hit += process.is_alive()
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     process = banks.FORK.Process(target=job, args=arguments)
     process.start()

@@ -1,7 +1,6 @@
 """Real processes that are killed, write at once or run out of disk: nothing whole is lost, redone or damaged."""
 
 import multiprocessing
-import os
 import random
 import resource
 import signal
@@ -70,7 +69,7 @@ def test_killed_at_random_moments_nothing_complete_is_done_again(tmp_path, undis
         before = len(log.read_text().splitlines()) if log.exists() else 0
         process = started(path, log, 0.02)
         process.join(draw.uniform(0.05, 0.5))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         trained = log.read_text().splitlines() if log.exists() else []
         assert len(set(trained[before:])) == len(trained[before:])

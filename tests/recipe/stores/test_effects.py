@@ -2,9 +2,7 @@
 
 import json
 import multiprocessing
-import os
 import random
-import signal
 import time
 from dataclasses import replace
 
@@ -52,6 +50,7 @@ W = torch.rand(3, 40, dtype=torch.float64)
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(module, "BLOCK_BYTES", 1)
     monkeypatch.setattr(calculus, "_rows", lambda p: 7)
+    monkeypatch.setattr(calculus, "CACHE_BYTES", 1)
     monkeypatch.setattr("estimators._representation.BLOCK", 7)
 
 
@@ -198,7 +197,7 @@ def test_killed_at_random_moments_nothing_complete_is_computed_again(tmp_path):
         process = FORK.Process(target=job, args=(path, log, 0.05))
         process.start()
         process.join(draw.uniform(0.1, 0.6))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     processes = [FORK.Process(target=job, args=(path, log, 0.05)) for _ in range(2)]  # which share what is left
     for process in processes:
