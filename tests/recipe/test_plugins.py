@@ -40,7 +40,8 @@ def test_available_is_what_pyproject_declares_sorted(group):
 def test_find_gives_the_class_and_it_says_what_it_is(group, name, value):
     kind = plugins.find(group, name)
     module, _, name = value.partition(":")
-    assert kind.__name__ == name and f"{kind.__module__}.".startswith(f"{module}.")  # a package may hold it in a file
+    assert kind.__name__ == name
+    assert f"{kind.__module__}.".startswith(f"{module}.")  # a package may hold it in a file of its own
     assert plugins.about(kind).endswith(".")
 
 
