@@ -60,7 +60,7 @@ class LESS:
         >>> algorithm = AdamW(epochs=5, batch_size=5, lr=0.01)
         >>> setting = Setting(lambda: torch.nn.Linear(3, 2), data, data, algorithm, output=Loss())
         >>> effects = LESS(checkpoints=2).fit(setting).effects
-        >>> bool((effects.diagonal() < 0).float().mean() > 0.9)  # a point lowers its own loss
+        >>> bool(effects.diagonal().mean() < effects.mean())  # a point lowers its own loss more than others do
         True
     """
 

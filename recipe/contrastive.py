@@ -38,8 +38,8 @@ class Contrastive:
 
     Example:
         >>> loss = Contrastive(torch.eye(3), torch.eye(3), scale=1.0)
-        >>> one = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.0, 0.0]])
-        >>> bool(loss(one, ()) < loss(one.roll(3).flip(1), ()))
+        >>> alike, apart = (torch.cat([torch.eye(3)[:1], torch.eye(3)[[k]]], 1) for k in (0, 1))
+        >>> bool(loss(alike, ()) < loss(apart, ()))
         True
     """
 

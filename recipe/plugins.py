@@ -79,7 +79,7 @@ def build(kind: Callable[..., Any], assignments: Iterable[str] = ()) -> Any:
     Example:
         >>> from recipe.solvers.gradient_ascent import GradientAscent
         >>> build(GradientAscent, ["lr=0.1", "steps=20"])
-        GradientAscent(lr=0.1, steps=20, sign=False, refit=None, decay=False)
+        GradientAscent(lr=0.1, steps=20, sign=False, refit=None, decay=False, measured=False)
     """
     values = dict(_assignment(text) for text in assignments)
     return _construct(kind, values, _pieces(kind))
