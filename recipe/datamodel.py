@@ -28,7 +28,7 @@ from recipe.cost import Cost
 from recipe.notes import taking_notes
 from recipe.setting import Measure, Parameters, Setting, check_values
 
-BLOCK_BYTES = 2**26  # of effects that are held at once while streaming
+BLOCK_BYTES = 2**24  # of effects that are held at once while streaming: small enough to stay in memory already mapped
 
 
 @dataclass(frozen=True, eq=False)

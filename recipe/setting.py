@@ -25,6 +25,8 @@ from recipe.outputs import Loss, Margin
 if TYPE_CHECKING:
     from recipe.algorithms import Algorithm
 
+CHECKED = 2**22  # weights that are looked at together
+
 Parameters = dict[str, Tensor]  # by name, buffers included
 Measure = Callable[[Tensor, Batch], Tensor]  # (prediction, batch) -> (b,) or (b, C)
 
@@ -316,7 +318,9 @@ def check_values(weights: Tensor) -> None:
     """Raise `ValueError` for negative, NaN or infinite weights."""
     if not torch.is_floating_point(weights):
         return
-    smallest, largest = weights.detach().aminmax()
+    parts = weights.detach().reshape(-1).split(CHECKED)  # of an expanded tensor, one part at a time is copied
+    extremes = [torch.stack(part.aminmax()) for part in parts if part.numel()]
+    smallest, largest = torch.stack(extremes).T.flatten().aminmax() if extremes else (weights.new_zeros(()),) * 2
     if not (smallest.isfinite() and largest.isfinite()):
         raise ValueError("Weights must be finite; got NaN or infinity. Look at what produced the decision.")
     if smallest < -1e-6:  # solvers that relax return zeros up to their tolerance

@@ -12,7 +12,7 @@ from benchmarks.tables import Clock, table
 from recipe import Effects, LinearDatamodel, Minimize, Problem, Subset, TopK
 from recipe.stores.blocks import Blocks
 
-M, WIDTH = 4, 2**21
+M, WIDTH = 4, 2**19
 
 
 def written(path: Path, n: int) -> None:
