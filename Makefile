@@ -27,7 +27,7 @@ bench-estimators: .venv-peers/installed
 .venv-peers/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --editable . kronfluence==1.0.1 traker==0.3.2 dattri==0.3.0 \
-	    captum==0.9.0 mlxtend cloudpickle distributed more-itertools numcodecs pyDeprecate 'zarr<3'
+	    captum==0.9.0 mlxtend cloudpickle distributed more-itertools numcodecs pyDeprecate
 	.venv-peers/bin/python -m pip install --quiet --no-deps pyDVL==0.10.0
 	touch $@
 

@@ -2,7 +2,7 @@
 
     pip install -e . kronfluence==1.0.1 traker==0.3.2 dattri==0.3.0 captum==0.9.0 mlxtend
     pip install --no-deps pyDVL==0.10.0
-    pip install cloudpickle distributed more-itertools numcodecs pyDeprecate 'zarr<3'
+    pip install cloudpickle distributed more-itertools numcodecs pyDeprecate
     RECIPE_DATA=../shared/data python -m benchmarks estimators
 
 or `make bench-estimators`. A library that is not installed is left out, and so is a setting whose data are not there
