@@ -9,14 +9,15 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/recipe demo --overwrite
 
+# Two processes with one thread each: test files side by side, and loops of threads that do not disturb each other.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

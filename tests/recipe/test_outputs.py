@@ -24,7 +24,7 @@ def rest(i):
         (CrossEntropy(), lambda i: -Z[i].softmax(0)[Y[i]].log()),
         (Loss(CrossEntropy()), lambda i: -Z[i].softmax(0)[Y[i]].log()),
     ],
-    ids=str,
+    ids=["margin", "margin, by probabilities", "top margin", "correct", "cross-entropy", "loss"],
 )
 def test_definitions(output, definition):
     expected = torch.stack([definition(i) for i in range(5)])
