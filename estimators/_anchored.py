@@ -8,14 +8,14 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.batch import Batch
-from recipe.datamodel import LinearDatamodel, OutputFunction, product
+from recipe.datamodel import LinearDatamodel, OutputFunction
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 
 
 def where(setting: Setting, at: Arguments | None) -> Arguments:
     """`at`, or all points at weight 1, checked: weights `(n,)` in the setting's type, and added examples."""
-    weights, added = at or (torch.ones(setting.n), None)
+    weights, added = at or (torch.ones(()).expand(setting.n), None)
     added = None if added is None or not batches.size(added) else setting.check_added(added)
     return setting.check_weights(weights).detach().to(setting.dtype), added
 
@@ -47,7 +47,7 @@ def anchored(
     weights, added = at
     check_effects(effects)
     with torch.no_grad():
-        bias = torch.stack([setting.outputs(theta) for theta in trained]).mean(0) - product(effects, weights)
+        outputs = torch.stack([setting.outputs(theta) for theta in trained]).mean(0)
         if added is not None and effect is not None:
-            bias = bias - effect(added).sum(1)
-    return LinearDatamodel(bias, effects, effect, output_shape=setting.output_shape, on=on)
+            outputs = outputs - effect(added).sum(1)
+    return LinearDatamodel(outputs, effects, effect, at=weights, output_shape=setting.output_shape, on=on)

@@ -20,7 +20,7 @@ from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import Point, Product
 from recipe.cost import Cost
-from recipe.datamodel import LinearDatamodel, OutputFunction, product, same_origin
+from recipe.datamodel import LinearDatamodel, OutputFunction, same_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.stores import collected
@@ -164,10 +164,13 @@ class TangentDatamodel(LinearDatamodel):
             another, where all effects cost m products once.
     """
 
+    _at: Tensor
+
     def __init__(
         self, setting: Setting, tangents: list[Tangent], weights: Tensor, added: Batch | None, lazy: bool
     ) -> None:
-        self._setting, self._tangents, self._at, self._lazy = setting, tangents, (weights, added), lazy
+        self._setting, self._tangents, self._lazy = setting, tangents, lazy
+        self._at, self._added = weights, added
         self.n, self.output_shape = setting.n, setting.output_shape
         self._touched = torch.stack([setting.outputs(t.theta).detach() for t in tangents]).mean(0)
         some = torch.randn(1, self.m, generator=torch.Generator().manual_seed(0)).to(self._touched)
@@ -176,9 +179,9 @@ class TangentDatamodel(LinearDatamodel):
             check_effects(self.effects)  # now, as a part of the fit
 
     @cached_property
-    def _base(self) -> Tensor:
+    def _base(self) -> Tensor:  # type: ignore[override]
         """The outputs where the tangent touches, without what was added there."""
-        old = self._at[1]
+        old = self._added
         if old is None or not batches.size(old):
             return self._touched
         return self._touched - self.effect(old).sum(1).detach()
@@ -194,11 +197,6 @@ class TangentDatamodel(LinearDatamodel):
         setting = self._setting
         return (calculus.factored if setting.layers.covered else calculus.blocks)(setting, setting.pool)
 
-    @cached_property
-    def bias(self) -> Tensor:  # type: ignore[override]
-        """The outputs at weight zero `(m,)`; the tangent touches where it was fitted, and this is an extrapolation."""
-        return self._base - product(self.effects, self._at[0])
-
     def effect(self, batch: Batch) -> Tensor:
         """The value of examples of weight 1 `(m, b)`, differentiable in them."""
         batch, decay = self._setting.check_added(batch), _decay(self._setting)
@@ -212,17 +210,17 @@ class TangentDatamodel(LinearDatamodel):
     def _outputs(self, weights: Any) -> Any:
         if not (self._lazy and isinstance(weights, Tensor)):
             return super()._outputs(weights)
-        changes = (weights.to(self._touched) - self._at[0]).reshape(-1, self.n)
+        changes = (weights.to(self._touched) - self._at).reshape(-1, self.n)
         return self._base + _Products.apply(changes, self).view(*weights.shape[:-1], self.m)
 
     def on(self, targets: Any = None, output: Measure | None = None) -> OutputFunction:
         """See `OutputFunction.on`; trained models and inverses are reused."""
-        new = TangentDatamodel(self._setting.on(targets, output), self._tangents, *self._at, self._lazy)
+        new = TangentDatamodel(self._setting.on(targets, output), self._tangents, self._at, self._added, self._lazy)
         return same_origin(self, new, targets, output)
 
     def parameters(self, weights: Tensor, added: Batch | None = None) -> Parameters:
         """See `OutputFunction.parameters`."""
-        setting, (old_weights, old) = self._setting, self._at
+        setting, old_weights, old = self._setting, self._at, self._added
         moved = []
         with torch.no_grad():
             for t in self._tangents:

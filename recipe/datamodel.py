@@ -13,9 +13,10 @@ from 0 to 1 (Ilyas et al., "Datamodels: Predicting Predictions from Training Dat
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,9 +27,11 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.cost import Cost
 from recipe.notes import taking_notes
+from recipe.selection import same_values
 from recipe.setting import Measure, Parameters, Setting, check_values
 
-BLOCK_BYTES = 2**24  # of effects that are held at once while streaming: small enough to stay in memory already mapped
+READ_BYTES = 2**24  # of effects that are read at once
+BLOCK_BYTES = 2**20  # of effects that are multiplied at once: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +155,10 @@ class LinearDatamodel(OutputFunction):
     """`bias + effects @ w + effect(added).sum(1)`, differentiable in the weights and in the added examples.
 
     Args:
-        bias: `(m,)`, the outputs at weight zero (an extrapolation for a tangent).
+        bias: `(m,)`, the outputs at weight zero, or, for a tangent, at the weights `at`.
         effects: `(m, n)`, a tensor, an array or a memory map of any floating type; streamed in blocks of columns.
         effect: `effect(batch) -> (m, b)`, the value of examples from outside the universe, differentiable in them.
+        at: `(n,)`, where a tangent touches: there its outputs are known without a look at the effects.
         output_shape: `(targets,)` or `(targets, C)`; default `(m,)`.
         on: how to measure something else, `(targets, output) -> OutputFunction`, where the estimator can.
         parameters: predicted parameters, `(weights, added) -> Parameters`, where the estimator has them.
@@ -174,22 +178,25 @@ class LinearDatamodel(OutputFunction):
         effects: Tensor | np.ndarray,
         effect: Callable[[Batch], Tensor] | None = None,
         *,
+        at: Tensor | None = None,
         output_shape: tuple[int, ...] | None = None,
         on: Callable[[Any, Measure | None], OutputFunction] | None = None,
         parameters: Callable[[Tensor, Batch | None], Parameters] | None = None,
     ) -> None:
-        self.bias = torch.as_tensor(bias)
+        self._base, self._at = torch.as_tensor(bias), at
         self.effects = effects
         self.effect = effect
-        if effects.ndim != 2 or self.bias.shape != effects.shape[:1]:
+        if effects.ndim != 2 or self._base.shape != effects.shape[:1]:
             raise ValueError(
-                f"Expected bias (m,) and effects (m, n); got {tuple(self.bias.shape)} and {tuple(effects.shape)}. "
+                f"Expected bias (m,) and effects (m, n); got {tuple(self._base.shape)} and {tuple(effects.shape)}. "
                 "Effects have one row an output and one column a training point."
             )
         self.n = effects.shape[1]
-        self.output_shape = output_shape or (len(self.bias),)
-        if self.m != len(self.bias):
-            raise ValueError(f"output_shape {self.output_shape} has {self.m} outputs; the bias has {len(self.bias)}.")
+        if at is not None and at.shape != (self.n,):
+            raise ValueError(f"Expected weights ({self.n},) where the tangent touches; got {tuple(at.shape)}.")
+        self.output_shape = output_shape or (len(self._base),)
+        if self.m != len(self._base):
+            raise ValueError(f"output_shape {self.output_shape} has {self.m} outputs; the bias has {len(self._base)}.")
         self._on, self._parameters = on, parameters
 
     def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:
@@ -210,10 +217,15 @@ class LinearDatamodel(OutputFunction):
         value = self._effect(added).sum(1)
         return outputs + (value if isinstance(outputs, Tensor) else value.detach().cpu().numpy())
 
+    @cached_property
+    def bias(self) -> Tensor:
+        """The outputs at weight zero `(m,)`, an extrapolation for a tangent."""
+        return self._base if self._at is None else self._base - product(self.effects, self._at)
+
     def _outputs(self, weights: Any) -> Any:
         """`bias + effects @ w`."""
         if isinstance(weights, Tensor):
-            return self.bias + _Product.apply(weights, self.effects, self.bias)
+            return self._base + _Product.apply(weights, self.effects, self._base, self._at)
         return self.bias.detach().cpu().numpy() + _array(self.effects) @ weights
 
     def on(self, targets: Any = None, output: Measure | None = None) -> OutputFunction:
@@ -253,40 +265,51 @@ def measure_alike(a: Setting, b: Setting) -> bool:
 
 
 class _Product(torch.autograd.Function):
-    """`weights (..., n) @ effects.T -> (..., m)`, both ways in blocks of columns of effects that may lie on disk."""
+    """`(weights (..., n) - at (n,)) @ effects.T -> (..., m)`, in blocks of columns of effects that may lie on disk."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, effects: Tensor | np.ndarray, bias: Tensor) -> Tensor:
-        ctx.effects, ctx.like, ctx.shape = effects, bias, weights.shape
+    def forward(ctx: Any, weights: Tensor, effects: Tensor | np.ndarray, like: Tensor, at: Tensor | None) -> Tensor:
+        ctx.effects, ctx.like, ctx.shape = effects, like, weights.shape
         ctx.dtype, ctx.device = weights.dtype, weights.device
-        out = bias.new_zeros((*weights.shape[:-1], len(bias)))
-        for columns, block in _blocks(effects, bias):
-            out += weights[..., columns].to(bias) @ block.T
+        out = like.new_zeros((*weights.shape[:-1], len(like)))
+        if at is not None and same_values(weights, at):
+            return out  # nothing has to be read
+        for columns, block in _blocks(effects, like):
+            moved = weights[..., columns].to(like)
+            out += (moved if at is None else moved - at[columns].to(like)) @ block.T
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         out = gradient.new_empty(ctx.shape, dtype=ctx.dtype)
         for columns, block in _blocks(ctx.effects, ctx.like):
-            out[..., columns] = (gradient @ block).to(ctx.dtype)
-        return out.to(ctx.device), None, None
+            out[..., columns] = gradient @ block
+        return out.to(ctx.device), None, None, None
 
 
-def _blocks(effects: Tensor | np.ndarray, like: Tensor) -> Any:
+def _blocks(effects: Tensor | np.ndarray, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Columns of effects as `(slice, (m, width) tensor)`, at most `BLOCK_BYTES` at once, in the type of `like`."""
+    width = max(1, BLOCK_BYTES // max(1, len(like) * like.element_size()))
+    stream = getattr(effects, "columns", None)  # on disk, see `recipe.stores.blocks.Effects`
+    for start, part in _slices(effects) if stream is None else stream():
+        for i in range(0, part.shape[1], width):
+            block = part[:, i : i + width]
+            block = block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))
+            yield slice(start + i, start + i + block.shape[1]), block.to(like)
+
+
+def _slices(effects: Tensor | np.ndarray) -> Iterator[tuple[int, Any]]:
+    """Columns of an array with the first one's index: of an array in chunks, whole ones, so that none is read twice."""
     m, n = effects.shape
-    width = max(1, BLOCK_BYTES // max(1, m * like.element_size()))
-    if chunks := getattr(effects, "chunks", None):  # on disk: whole ones, so that none is read twice
+    width = max(1, READ_BYTES // max(1, m * effects.dtype.itemsize))
+    if chunks := getattr(effects, "chunks", None):
         width = max(1, width // chunks[1]) * chunks[1]
-    for start in range(0, n, width):
-        columns = slice(start, min(n, start + width))
-        block = effects[:, columns]
-        yield columns, (block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))).to(like)
+    yield from ((start, effects[:, start : start + width]) for start in range(0, n, width))
 
 
 def product(effects: Any, weights: Tensor) -> Tensor:
     """`effects @ weights`, `(m,)`, in blocks of columns of effects that may lie on disk."""
-    return _Product.apply(weights, effects, weights.new_zeros(effects.shape[0]))
+    return _Product.apply(weights, effects, weights.new_zeros(effects.shape[0]), None)
 
 
 def _array(effects: Tensor | np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def _floating(decision: Tensor) -> Tensor:
     """A copy of a decision that can have a gradient; a mask of all points takes the memory of one number."""
     if decision.is_floating_point():
         return decision.detach().clone()
-    if decision.dtype == torch.bool and bool(decision.all()):
+    if decision.dtype == torch.bool and int(decision.count_nonzero()) == decision.numel():
         return torch.ones((), device=decision.device).expand(decision.shape)
     return decision.to(torch.get_default_dtype())
 

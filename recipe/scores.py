@@ -132,7 +132,8 @@ def from_scores(
     level = torch.zeros(setting.m).to(effects) if outputs is None else outputs.detach().to(effects)
     if level.shape != (setting.m,):
         raise ValueError(f"Expected the outputs ({setting.m},) of the trained model; got {tuple(level.shape)}.")
-    f_hat = LinearDatamodel(level - effects.sum(1), effects, output_shape=setting.output_shape)
+    everything = torch.ones(()).to(effects).expand(setting.n)
+    f_hat = LinearDatamodel(level, effects, at=everything, output_shape=setting.output_shape)
     f_hat.origin = Origin(None, setting, None, float("nan"))
     return f_hat
 

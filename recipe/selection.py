@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-BLOCK = 2**22  # scores looked at together
+BLOCK = 2**18  # scores looked at together: they stay in the processor's cache
 SAMPLE = 2**18
 DEVIATIONS = 6  # of the bracket, to either side
 
@@ -25,20 +25,23 @@ def largest(score: Tensor, low: int, high: int) -> Tensor:
         >>> largest(torch.tensor([0.1, 0.9, -1.0, 0.5]), 2, 2)
         tensor([False,  True, False,  True])
     """
-    count = min(max(sum(int((part > 0).count_nonzero()) for part in score.split(BLOCK)), low), high)
+    count = low
+    if low < high:
+        count = min(max(sum(int((part > 0).count_nonzero()) for part in score.split(BLOCK)), low), high)
     chosen = torch.zeros(len(score), dtype=torch.bool, device=score.device)
     if count == 0:
         return chosen
     threshold = kth_largest(score, count)
-    for part, mask in zip(score.split(BLOCK), chosen.split(BLOCK), strict=True):
-        torch.gt(part, threshold, out=mask)
-    left = count - int(chosen.count_nonzero())
-    for part, mask in zip(score.split(BLOCK), chosen.split(BLOCK), strict=True):
-        if not left:
+    parts = list(zip(score.split(BLOCK), chosen.split(BLOCK), strict=True))
+    for part, mask in parts:
+        torch.ge(part, threshold, out=mask)
+    surplus = int(chosen.count_nonzero()) - count
+    for part, mask in reversed(parts):
+        if not surplus:
             break
-        ties = (part == threshold).nonzero().squeeze(1)[:left]
-        mask[ties] = True
-        left -= len(ties)
+        ties = (part == threshold).nonzero().squeeze(1)[-surplus:]
+        mask[ties] = False
+        surplus -= len(ties)
     return chosen
 
 
@@ -55,6 +58,30 @@ def all_finite(values: Tensor) -> bool:
     return bool(low.isfinite() and high.isfinite())
 
 
+def distinct(values: Tensor) -> Tensor:
+    """The same values, of an expanded tensor only once.
+
+    Example:
+        >>> distinct(torch.ones(()).expand(3)), distinct(torch.arange(3))
+        (tensor([1.]), tensor([0, 1, 2]))
+    """
+    return values[tuple(slice(1 if stride == 0 else None) for stride in values.stride())]
+
+
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, without a look at each value of expanded ones.
+
+    Example:
+        >>> same_values(torch.ones(()).expand(3), torch.ones(()).expand(3))
+        True
+    """
+    if a.shape != b.shape:
+        return False
+    if a.stride() == b.stride():
+        a, b = distinct(a), distinct(b)
+    return bool((a.detach().to(b) == b).all())
+
+
 def kth_largest(score: Tensor, k: int) -> Tensor:
     """The k-th largest score, a scalar.
 
@@ -67,8 +94,9 @@ def kth_largest(score: Tensor, k: int) -> Tensor:
         low, high = _bracket(score, k)
         inside, above = [], 0
         for part in score.split(BLOCK):
+            part = part[part >= low]
             above += int((part > high).count_nonzero())
-            inside.append(part[(part >= low) & (part <= high)])
+            inside.append(part[part <= high])
         within = torch.cat(inside)
         if above < k <= above + len(within):
             score, n, k = within, len(within), k - above

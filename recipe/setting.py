@@ -21,6 +21,7 @@ from recipe.batch import LABELS, Batch
 from recipe.layers import Layers
 from recipe.losses import CrossEntropy, check_classes
 from recipe.outputs import Loss, Margin
+from recipe.selection import distinct
 
 if TYPE_CHECKING:
     from recipe.algorithms import Algorithm
@@ -318,7 +319,7 @@ def check_values(weights: Tensor) -> None:
     """Raise `ValueError` for negative, NaN or infinite weights."""
     if not torch.is_floating_point(weights):
         return
-    parts = weights.detach().reshape(-1).split(CHECKED)  # of an expanded tensor, one part at a time is copied
+    parts = distinct(weights.detach()).reshape(-1).split(CHECKED)
     extremes = [torch.stack(part.aminmax()) for part in parts if part.numel()]
     smallest, largest = torch.stack(extremes).T.flatten().aminmax() if extremes else (weights.new_zeros(()),) * 2
     if not (smallest.isfinite() and largest.isfinite()):

@@ -208,6 +208,8 @@ class Subset:
         repeats = torch.as_tensor(self.repeats)
         if repeats.is_floating_point() or repeats.shape not in ((), (self.n,)) or bool((repeats < 0).any()):
             raise ValueError(f"Expected repeats as a whole number, or ({self.n},) of them; got {self.repeats}.")
+        if self.include is None:
+            return
         clash = (self.least > self.most).nonzero().squeeze(1)
         if self.exclude is not None and len(both := clash[self.most[clash] == 0]):
             raise ValueError(f"Points {_named(both)} are in include and in exclude. Drop them from one of the two.")
@@ -279,6 +281,8 @@ class Subset:
     @cached_property
     def _plain(self) -> bool:
         """Whether every point may be in once or not at all."""
+        if self.include is None and self.exclude is None and isinstance(self.repeats, int):
+            return self.repeats == 1  # without looking at each of very many points
         return bool((self.least == 0).all() and (self.most == 1).all())
 
     @cached_property

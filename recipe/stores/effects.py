@@ -123,8 +123,11 @@ class Stored:
         parts = effects.split(width, 1)
         stored: Any = sink.collect(lambda part: part, parts, [part.shape[1] for part in parts])
         with torch.no_grad():
-            bias = f_hat(torch.zeros(f_hat.n, dtype=effects.dtype))
-        return LinearDatamodel(bias, stored, f_hat.effect, output_shape=f_hat.output_shape, on=f_hat.on)
+            everything = torch.ones((), dtype=effects.dtype).expand(f_hat.n)
+            outputs = f_hat(everything)
+        return LinearDatamodel(
+            outputs, stored, f_hat.effect, at=everything, output_shape=f_hat.output_shape, on=f_hat.on
+        )
 
 
 def collected(function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Sequence[int] | None = None) -> Any:

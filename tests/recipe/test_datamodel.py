@@ -22,11 +22,34 @@ def memory_map(path):
 @pytest.mark.parametrize("block", [1, 1000, 2**26])
 def test_blocks_change_nothing_forward_and_backward(block, monkeypatch):
     monkeypatch.setattr(datamodel, "BLOCK_BYTES", block)
+    monkeypatch.setattr(datamodel, "READ_BYTES", 3 * block)
     f_hat, w = LinearDatamodel(BIAS, EFFECTS), W.clone().requires_grad_()
     out = f_hat(w)
     torch.testing.assert_close(out, BIAS + W @ EFFECTS.T)
     (gradient,) = torch.autograd.grad((out**2).sum(), w)
     torch.testing.assert_close(gradient, 2 * out.detach() @ EFFECTS)
+
+
+def test_a_tangent_knows_its_outputs_where_it_touches(tmp_path):
+    class Unread:
+        shape, ndim, dtype = (3, 50), 2, EFFECTS.dtype
+
+        def __getitem__(self, index):
+            raise AssertionError("read")
+
+    at = W[0, 0]
+    torch.testing.assert_close(LinearDatamodel(BIAS, Unread(), at=at)(at.clone()), BIAS)
+    expanded = torch.ones((), dtype=DOUBLE).expand(50)
+    torch.testing.assert_close(LinearDatamodel(BIAS, Unread(), at=expanded)(torch.ones(()).expand(50)), BIAS)
+    f_hat, w = LinearDatamodel(BIAS, EFFECTS, at=at), W.clone().requires_grad_()
+    torch.testing.assert_close(f_hat(w), BIAS + (W - at) @ EFFECTS.T)
+    (gradient,) = torch.autograd.grad(f_hat(w).sum(), w)
+    torch.testing.assert_close(gradient, EFFECTS.sum(0).expand(4, 2, -1))
+    torch.testing.assert_close(f_hat.bias, f_hat(torch.zeros(50, dtype=DOUBLE)))
+    variable = cp.Variable(50, value=W[1, 1].numpy())
+    np.testing.assert_allclose(f_hat(variable).value, f_hat(W[1, 1]))
+    with pytest.raises(ValueError, match=r"Expected weights \(50,\) where the tangent touches; got \(49,\)"):
+        LinearDatamodel(BIAS, EFFECTS, at=at[1:])
 
 
 def test_memory_maps_arrays_and_half_precision(tmp_path):
