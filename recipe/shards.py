@@ -20,7 +20,7 @@ from torch import Tensor
 from recipe import batch as batches
 from recipe.algorithms import Custom
 from recipe.batch import Batch
-from recipe.executors import completed, dumps, loads
+from recipe.executors import completed, dumps, keep_memory, loads
 from recipe.setting import Parameters, Setting
 from recipe.training import Minibatch, progress_bar, runs_at_once
 
@@ -60,6 +60,7 @@ def split(setting: Setting, runs: Sequence[tuple[Tensor, int]]) -> list[list[int
 
 def train_shard(setting: Setting, shard: Shard) -> Trained:
     """Train and measure."""
+    keep_memory()
     started = time.perf_counter()
     parameters = train_runs(setting, shard.weights, shard.seeds, shard.added)
     outputs = outputs_of(setting, parameters)
