@@ -14,7 +14,7 @@ The targets are what is optimised: measure the gain on other examples, `f.on(tes
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,9 +29,11 @@ from recipe.datamodel import Estimator, OutputFunction
 from recipe.feasible import Subset
 from recipe.outputs import Loss
 from recipe.problem import Baseline, Minimize, Problem, Solver
+from recipe.quotas import Limit
 from recipe.run import Solution, solve
 from recipe.setting import Setting
 from recipe.solvers import Greedy
+from recipe.subset import Groups, Quotas
 
 Size = int | float | tuple[int | float, int | float]
 
@@ -104,8 +106,9 @@ class DataSelection:
 
     Args:
         size: how many points, `k`, a share of all such as `0.3`, or `(at least, at most)` of these.
-        groups: `(n,)` integers, a group for every point; goes with `quotas`.
-        quotas: for a group, how many of its points, `k` or `(at least, at most)`; see `balanced`.
+        groups: `(n,)` integers, a group for every point; goes with `quotas`. Or several groupings, a sequence.
+        quotas: for a group, how many of its points, `k` or `(at least, at most)`; see `balanced`. Of several groupings,
+            a sequence of these.
         costs: `(n,)`, what a point costs; goes with `budget`.
         budget: what the chosen points may cost together.
         include: indices of points that must be chosen.
@@ -133,8 +136,8 @@ class DataSelection:
     """
 
     size: Size
-    groups: Tensor | None = None
-    quotas: Mapping[int, int | tuple[int, int]] | None = None
+    groups: Groups | None = None
+    quotas: Quotas | None = None
     costs: Tensor | None = None
     budget: float | None = None
     include: Tensor | None = None
@@ -186,7 +189,7 @@ def select(
     solver: Solver | None = None,
     *,
     groups: Any = None,
-    quotas: Mapping[Any, int | tuple[int, int]] | None = None,
+    quotas: Mapping[Any, Any] | None = None,
     costs: Any = None,
     **more: Any,
 ) -> Solution:
@@ -197,8 +200,10 @@ def select(
         size: how many points, or a share of them.
         estimator: fits the datamodel, for example `EKFACCG(models=5, lazy=True)`.
         solver: default `Greedy(refit=4)`: in four stages, with a new datamodel in each.
-        groups: `(n,)` of anything that can be compared, such as the names of sources.
-        quotas: of these groups; default as many of each as can be (`balanced`).
+        groups: `(n,)` of anything that can be compared, such as the names of sources; or several groupings by name,
+            `{"class": y, "source": names}`.
+        quotas: of these groups; default as many of each as can be (`balanced`). Of several groupings by name,
+            `{"source": {"web": (0, 500)}}`.
         costs: `(n,)` numbers; goes with `budget`.
         more: what else `DataSelection` takes: `budget`, `include`, `exclude`, `repeats`, `redundancy`, `sets`.
 
@@ -218,16 +223,17 @@ def select(
         tensor([3, 3])
     """
     limits: dict[str, Any] = {"size": size, **more}
-    if groups is not None:
-        names, rows = np.unique(np.asarray(groups), return_inverse=True)
-        limits["groups"] = torch.from_numpy(rows)
-        limits["quotas"] = _by_row(quotas, names.tolist()) if quotas else None
-        if not quotas:
-            most = _points(size, setting.n)
-            most = most[1] if isinstance(most, tuple) else most
-            limits["quotas"] = balanced(limits["groups"], most, limits.get("exclude"))
-    elif quotas is not None:
+    if groups is None:
         limits["quotas"] = quotas
+    else:
+        most = _points(size, setting.n)
+        most = most[1] if isinstance(most, tuple) else most
+        several = groups if isinstance(groups, Mapping) else {"": groups}
+        asked = (quotas or {}) if isinstance(groups, Mapping) else {"": quotas}
+        if unknown := set(asked) - set(several):
+            raise ValueError(f"There are quotas for the grouping {unknown.pop()!r}; groupings: {list(several)}.")
+        pairs = [_grouping(values, asked.get(name), most, more.get("exclude")) for name, values in several.items()]
+        limits["groups"], limits["quotas"] = zip(*pairs, strict=True) if isinstance(groups, Mapping) else pairs[0]
     if costs is not None:
         limits["costs"] = torch.as_tensor(np.asarray(costs))
     task = DataSelection(**limits)
@@ -290,9 +296,14 @@ def _points(size: Size, n: int) -> Any:
     return round(size * n) if isinstance(size, float) else size
 
 
-def _by_row(quotas: Mapping[Any, int | tuple[int, int]], names: Sequence[Any]) -> dict[int, int | tuple[int, int]]:
-    """Quotas by the position of a group among the sorted names."""
-    unknown = [name for name in quotas if name not in names]
-    if unknown:
+def _grouping(
+    values: Any, quotas: Mapping[Any, Limit] | None, size: int, exclude: Tensor | None
+) -> tuple[Tensor, Mapping[int, Limit]]:
+    """Groups `(n,)` as positions among their sorted values, and quotas by position; balanced where none are asked."""
+    found, rows = np.unique(np.asarray(values), return_inverse=True)
+    names, groups = found.tolist(), torch.from_numpy(rows)
+    if not quotas:
+        return groups, balanced(groups, size, exclude)
+    if unknown := [name for name in quotas if name not in names]:
         raise ValueError(f"There is a quota for group {unknown[0]!r}, which has no points; groups: {names}.")
-    return {names.index(name): quota for name, quota in quotas.items()}
+    return groups, {names.index(name): quota for name, quota in quotas.items()}

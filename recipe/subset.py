@@ -2,28 +2,30 @@
 
     low <= sum x <= high,   fewest_g <= sum of x over group g <= most_g,   costs @ x <= budget,   least <= x <= most,
 
-all at once, for integer x: zeros and ones, or counts where points may repeat. Without costs the best subset for a
-linear score is exact by sorting: take what must be in, then each group's fewest, then the others by score (the greedy
-algorithm on a generalised polymatroid; Frank & Tardos, "Generalized Polymatroids and Submodular Flows", 1988). A point
-that may be taken r times counts as r units, so that the nearest counts to real numbers, a separable concave objective,
-come from the same sort. With costs it is a mixed-integer program.
+all at once, for integer x: zeros and ones, or counts where points may repeat. With one grouping and no costs the best
+subset for a linear score is exact by sorting: take what must be in, then each group's fewest, then the others by score
+(the greedy algorithm on a generalised polymatroid; Frank & Tardos, "Generalized Polymatroids and Submodular Flows",
+1988). A point that may be taken r times counts as r units, so that the nearest counts to real numbers, a separable
+concave objective, come from the same sort. With costs or several groupings it is a mixed-integer program.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from recipe import integer_program
+from recipe.quotas import Grouping, Limit, pair
 from recipe.selection import all_finite, largest
 
-Limit = int | tuple[int, int]  # exactly k, or (fewest, most)
-SHOWN = 5  # points named in an error
+Groups = Tensor | Sequence[Tensor]
+Quotas = Mapping[int, Limit] | Sequence[Mapping[int, Limit]]
+SHOWN = 5  # points or limits named in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +35,9 @@ class Subset:
     Args:
         n: the size of the universe.
         size: how many points, repeats counted: `k`, `(fewest, most)`, or None for any number.
-        groups: `(n,)` integers, the group of each point.
-        quotas: how many points of a group, `{group: k}` or `{group: (fewest, most)}`; groups left out are free.
+        groups: `(n,)` integers, the group of each point; or several such groupings, as a sequence.
+        quotas: how many points of a group, `{group: k}` or `{group: (fewest, most)}`; groups left out are free. Of
+            several groupings, a sequence of these.
         costs: `(n,)`, not negative; the costs of the chosen points sum to at most `budget`.
         budget: see `costs`.
         include: indices of points that must be in; one that stands there twice, at least twice.
@@ -49,14 +52,17 @@ class Subset:
         tensor([0., 1., 0., 1.])
         >>> Subset(4, groups=torch.tensor([0, 0, 1, 1]), quotas={0: 1, 1: 1}).best(torch.tensor([3.0, 4.0, 1.0, 0.0]))
         tensor([0., 1., 1., 0.])
+        >>> several = (torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
+        >>> Subset(4, groups=several, quotas=({0: 1, 1: 1}, {0: 1, 1: 1})).best(torch.tensor([3.0, 4.0, 1.0, 0.0]))
+        tensor([0., 1., 1., 0.])
         >>> Subset(4, size=3, include=torch.tensor([2]), repeats=2).best(torch.tensor([0.1, 0.9, -1.0, 0.5]))
         tensor([0., 2., 1., 0.])
     """
 
     n: int
     size: Limit | None = None
-    groups: Tensor | None = None
-    quotas: Mapping[int, Limit] | None = None
+    groups: Groups | None = None
+    quotas: Quotas | None = None
     costs: Tensor | None = None
     budget: float | None = None
     include: Tensor | None = None
@@ -70,8 +76,7 @@ class Subset:
         self._check_size()
         if (self.groups is None) != (self.quotas is None):
             raise ValueError("groups and quotas belong together; got one without the other. Pass both or neither.")
-        if self.groups is not None:
-            self._check_quotas(self.groups, self.quotas or {})
+        self._check_quotas()
         if (self.costs is None) != (self.budget is None):
             raise ValueError("costs and budget belong together; got one without the other. Pass both or neither.")
         if self.costs is not None:
@@ -80,7 +85,7 @@ class Subset:
     @property
     def sizes(self) -> tuple[int, int]:
         """Fewest and most points."""
-        return (0, int(self.most.sum())) if self.size is None else _pair(self.size, "size")
+        return (0, int(self.most.sum())) if self.size is None else pair(self.size, "size")
 
     @cached_property
     def least(self) -> Tensor:
@@ -96,6 +101,21 @@ class Subset:
         most = torch.as_tensor(self.repeats).cpu().long().expand(self.n)
         return most if self.exclude is None else most.index_fill(0, self.exclude.cpu().long(), 0)
 
+    @cached_property
+    def groupings(self) -> tuple[Grouping, ...]:
+        """The groupings with all that limits their groups."""
+        if self.groups is None or self.quotas is None:
+            return ()
+        if isinstance(self.groups, Tensor) and isinstance(self.quotas, Mapping):
+            return (Grouping(self.groups, self.quotas, self.least, self.most),)
+        if isinstance(self.groups, Tensor) or isinstance(self.quotas, Mapping) or len(self.groups) != len(self.quotas):
+            raise ValueError(
+                "Expected quotas for each grouping: a mapping for groups (n,), as many mappings as there are groupings "
+                f"for a sequence; got {type(self.groups).__name__} and {type(self.quotas).__name__}."
+            )
+        both = zip(self.groups, self.quotas, strict=True)
+        return tuple(Grouping(g, q, self.least, self.most, f" of grouping {i}") for i, (g, q) in enumerate(both))
+
     def contains(self, decision: Tensor) -> bool:
         """Whether `decision (n,)` holds whole numbers and keeps all limits; a mask is zeros and ones."""
         if decision.shape != (self.n,):
@@ -105,10 +125,9 @@ class Subset:
             return False
         low, high = self.sizes
         kept = low <= int(x.sum()) <= high
-        if kept and self.groups is not None:
-            group = self._groups
-            counts = torch.zeros(len(group.fewest), dtype=x.dtype).index_add_(0, group.rows, x)
-            kept = bool(((group.fewest <= counts) & (counts <= group.most)).all())
+        for grouping in self.groupings:
+            counts = grouping.counts(x)
+            kept = kept and bool(((grouping.fewest <= counts) & (counts <= grouping.highest)).all())
         if kept and self.costs is not None and self.budget is not None:
             # HiGHS keeps its constraints up to 1e-6, in units of the dearest point (see `_limits`)
             slack = 1e-6 * max(self.budget, float(self.costs.max()))
@@ -131,8 +150,8 @@ class Subset:
         """The subset with the largest sum of scores `(n,)`; ties go to the first points.
 
         By selection (size), sorting within groups (quotas: the fewest of each group first, the others by score), or
-        mixed-integer programming (costs: HiGHS, exact up to 1e-9 of the largest score). Between the fewest and the most
-        points, points are taken while their score is positive.
+        mixed-integer programming (costs, several groupings: HiGHS, exact up to 1e-9 of the largest score). Between the
+        fewest and the most points, points are taken while their score is positive.
 
         Raises:
             ValueError: scores of another shape, or not finite.
@@ -231,30 +250,20 @@ class Subset:
         if needed > high:
             raise ValueError(f"include holds {needed} points, the size at most {high}. Ask for more or include fewer.")
 
-    def _check_quotas(self, groups: Tensor, quotas: Mapping[int, Limit]) -> None:
-        if groups.shape != (self.n,) or groups.is_floating_point():
-            raise ValueError(
-                f"Expected groups ({self.n},) of integers, one a point; got {tuple(groups.shape)} of {groups.dtype}."
-            )
-        group = self._groups
-        position = {value: i for i, value in enumerate(group.values)}
-        for value, quota in quotas.items():
-            least, most = _pair(quota, f"quota of group {value}")
-            if value not in position:
-                raise ValueError(f"There is a quota for group {value}, which has no points; groups: {group.values}.")
-            room, needed = int(group.room[position[value]]), int(group.needed[position[value]])
-            if least < 0 or least > room:
-                left = "" if self._plain else " that exclude and repeats leave"
-                raise ValueError(f"Group {value} has {room} points{left}; got the quota {quota}. Ask for 0 to that.")
-            if most < needed:
-                raise ValueError(f"Group {value} has {needed} points in include; its quota is {quota}. Raise it.")
+    def _check_quotas(self) -> None:
         low, high = self.sizes
-        fewest, most = (int(part.sum()) for part in (group.fewest, group.most))
-        if fewest > high or most < low:
-            others = "" if self._plain else ", with include, exclude and repeats,"
+        for grouping in self.groupings:
+            fewest, most = int(grouping.fewest.sum()), int(grouping.highest.sum())
+            if fewest > high or most < low:
+                others = "" if self._plain else ", with include, exclude and repeats,"
+                raise ValueError(
+                    f"The quotas{grouping.name}{others} allow {fewest} to {most} points, the size {low} to {high}: no "
+                    "subset has both. Change one of them."
+                )
+        if len(self.groupings) > 1 and (conflict := self._conflict()):
             raise ValueError(
-                f"The quotas{others} allow {fewest} to {most} points, the size {low} to {high}: no subset has both. "
-                "Change one of them."
+                "The quotas of all groupings and the size cannot be kept together: what misses least misses "
+                f"{conflict}. Loosen one of them."
             )
 
     def _check_costs(self, costs: Tensor) -> None:
@@ -294,28 +303,19 @@ class Subset:
         level = torch.arange(len(owner)) - (most.cumsum(0) - most)[owner]
         return _Units(owner, level, level < self.least[owner])
 
-    @cached_property
-    def _groups(self) -> "_Groups":
-        assert self.groups is not None
-        assert self.quotas is not None
-        values, rows = self.groups.cpu().unique(return_inverse=True)
-        limits = [_pair(self.quotas.get(int(value), (0, int(self.most.sum()))), "quota") for value in values]
-        needed, room = (torch.zeros(len(values), dtype=torch.long).index_add_(0, rows, t) for t in self._bounds)
-        fewest, most = torch.tensor(limits).T
-        return _Groups(values.tolist(), rows, torch.maximum(fewest, needed), torch.minimum(most, room), needed, room)
-
-    @property
-    def _bounds(self) -> tuple[Tensor, Tensor]:
-        return self.least, self.most
-
     def _choose(self, score: Tensor) -> Tensor:
         """The counts `(n,)` of the best units, by a score of each."""
         units = self._units
-        if self.costs is not None:
-            chosen = self._solve_milp(score)
+        if self.costs is not None or len(self.groupings) > 1:
+            A, *sides = self._limits
+            limits = (A[:, units.owner.numpy()], *sides)
+            found = integer_program.best(score.double().numpy(), limits, units.forced.double().numpy(), 1.0)
+            chosen = torch.from_numpy(found == 1)
         else:
             chosen = units.forced.clone()
-            others = self._fill_groups(score, chosen) if self.groups is not None else (~chosen).nonzero().squeeze(1)
+            others = (~chosen).nonzero().squeeze(1)
+            for grouping in self.groupings:
+                others = grouping.fill(score, chosen, units.owner)
             rest = score[others]
             low, high = (max(0, limit - int(chosen.sum())) for limit in self.sizes)
             chosen[others] = largest(rest, min(low, len(rest)), min(high, len(rest)))
@@ -323,30 +323,14 @@ class Subset:
             return chosen
         return torch.zeros(self.n, dtype=torch.long).index_add_(0, units.owner, chosen.long())
 
-    def _fill_groups(self, score: Tensor, chosen: Tensor) -> Tensor:
-        """Add the fewest of each group to `chosen`; returns the units that the most of each group leave to choose."""
-        group, owner = self._groups, self._units.owner
-        free = (~chosen).nonzero().squeeze(1)
-        order = free[score[free].argsort(descending=True, stable=True)]
-        rows = group.rows[owner[order]]
-        by_group = rows.argsort(stable=True)
-        order, rows = order[by_group], rows[by_group]  # by group, and by score within
-        counts = rows.bincount(minlength=len(group.fewest))
-        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[rows]  # of a unit within its group
-        first = rank < (group.fewest - group.needed)[rows]
-        chosen[order[first]] = True
-        return order[~first & (rank < (group.most - group.needed)[rows])].sort().values
-
     @cached_property
     def _limits(self) -> tuple[csr_array, np.ndarray, np.ndarray]:
         """Size, quotas and budget as `low <= A @ x <= high`, A `(rows, n)`."""
         blocks = [csr_array(np.ones((1, self.n)))]
         limits: list[tuple[float, float]] = [self.sizes]
-        if self.groups is not None:
-            group = self._groups
-            shape = (len(group.fewest), self.n)
-            blocks.append(csr_array((np.ones(self.n), (group.rows.numpy(), np.arange(self.n))), shape=shape))
-            limits += list(zip(group.fewest.tolist(), group.most.tolist(), strict=True))
+        for grouping in self.groupings:
+            blocks.append(grouping.matrix())
+            limits += list(zip(grouping.fewest.tolist(), grouping.highest.tolist(), strict=True))
         if self.costs is not None and self.budget is not None:
             costs = self.costs.double().cpu().numpy()
             unit = max(float(costs.max()), self.budget / self.n) or 1.0  # solvers' tolerances are absolute
@@ -355,21 +339,13 @@ class Subset:
         low, high = np.array(limits, dtype=float).T
         return csr_array(vstack(blocks)), low, high
 
-    def _solve_milp(self, score: Tensor) -> Tensor:
-        units = self._units
-        c = score.double().numpy()
-        c = c * (1e3 / (np.abs(c).max() or 1.0))  # HiGHS stops at an absolute gap of 1e-6
-        A, low, high = self._limits
-        result = milp(
-            -c,
-            integrality=np.ones(len(c)),
-            bounds=Bounds(units.forced.double().numpy(), 1),
-            constraints=LinearConstraint(A[:, units.owner.numpy()], low, high),
-            options={"mip_rel_gap": 0.0},
-        )
-        if result.x is None:
-            raise ValueError(f"HiGHS found no subset: {result.message} Loosen the budget, the size or the quotas.")
-        return torch.from_numpy(result.x.round() == 1)
+    def _conflict(self) -> str:
+        """Which quotas, or the size, are missed by the subset that misses them by the fewest points."""
+        names = ["the size"]
+        names += [f"group {value}{grouping.name}" for grouping in self.groupings for value in grouping.values]
+        A, low, high = (part[: len(names)] for part in self._limits)  # without the budget
+        by = integer_program.missed((A, low, high), self.least.numpy(), self.most.numpy())
+        return ", ".join([f"{name} by {miss:g}" for name, miss in zip(names, by, strict=True) if miss][:SHOWN])
 
 
 class _Units(NamedTuple):
@@ -378,29 +354,6 @@ class _Units(NamedTuple):
     owner: Tensor
     level: Tensor
     forced: Tensor
-
-
-class _Groups(NamedTuple):
-    """The groups: their values, each point's row among them `(n,)`, and of each group `(g,)` its limits.
-
-    `fewest` and `most` keep all limits; `needed` are what include puts in, `room` what exclude and repeats leave.
-    """
-
-    values: list[int]
-    rows: Tensor
-    fewest: Tensor
-    most: Tensor
-    needed: Tensor
-    room: Tensor
-
-
-def _pair(limit: Limit, name: str) -> tuple[int, int]:
-    low, high = limit if isinstance(limit, (tuple, list)) else (limit, limit)
-    if low != int(low) or high != int(high):
-        raise ValueError(f"Expected a {name} in whole points; got {limit}. Multiply a fraction by n.")
-    if low > high:
-        raise ValueError(f"Expected a {name} (fewest, most); got {limit}. Swap the two.")
-    return int(low), int(high)
 
 
 def _named(points: Tensor) -> str:

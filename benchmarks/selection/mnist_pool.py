@@ -29,7 +29,7 @@ def split(seed: int, *sizes: int) -> list[Images]:
 
 
 def random_subset(allowed: Tensor, size: int, seed: int) -> Tensor:
-    """Weights `(n,)` of a random subset of the points allowed."""
+    """Weights `(n,)` of a random subset of the points allowed; its randomness is not that of the flips."""
     points = allowed.nonzero().squeeze(1)
-    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:size]
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(70_000 + seed))[:size]
     return torch.zeros(len(allowed)).index_fill(0, points[order], 1.0)

@@ -18,7 +18,7 @@ from estimators.ekfac_cg import EKFACCG
 from recipe import Correct, Greedy, Retrain, Setting, TopK, solve
 from recipe.digits import flip_labels
 
-DRAWS, SEEDS, SIZE, NOISE = range(5), range(3), 500, 0.3
+DRAWS, SEEDS, SIZE, NOISE = range(1, 6), range(3), 500, 0.3
 METHODS: dict[str, tuple[Any, Any]] = {
     "`EKFACCG(models=2, lazy=True)`, `TopK()` (DsDm's step)": (EKFACCG(models=2, lazy=True), TopK()),
     "the same, `Greedy(refit=4)`": (EKFACCG(models=2, lazy=True), Greedy(refit=4)),

@@ -16,7 +16,7 @@ from estimators.ekfac import EKFAC
 from recipe import Convex, Correct, Greedy, Loss, Retrain, Setting, TopK, solve
 from recipe.digits import flip_labels
 
-DRAWS, SEEDS, SIZE = range(5), range(3), 200
+DRAWS, SEEDS, SIZE = range(1, 6), range(3), 200
 
 
 def skewed(draw: int) -> tuple[Setting, Any]:

@@ -142,11 +142,24 @@ def test_a_path_is_nested_and_ends_as_top_k():
 def test_gumbel_draws_in_proportion():
     """With one point to choose, the shares are softmax(score / (temperature std))."""
     f_hat = LinearDatamodel(torch.zeros(1), -torch.tensor([[0.0, 1.0, 2.0]]))
-    drawn = torch.stack([solve(DataSelection(size=1), f_hat, GumbelTopK(2.0, s)).decision for s in range(600)])
+    problem = DataSelection(size=1).problem(f_hat)
+    drawn = torch.stack([GumbelTopK(2.0, s).solve(problem) for s in range(600)])
     expected = (torch.tensor([0.0, 1.0, 2.0]) / 2).softmax(0)  # their standard deviation is 1
     assert ((drawn.mean(0) - expected).abs() < 4 * (expected * (1 - expected) / 600).sqrt()).all()
-    uniform = torch.stack([solve(DataSelection(size=1), f_hat, GumbelTopK(np.inf, s)).decision for s in range(300)])
+    uniform = torch.stack([GumbelTopK(np.inf, s).solve(problem) for s in range(300)])
     assert ((uniform.mean(0) - 1 / 3).abs() < 4 * (2 / 9 / 300) ** 0.5).all()
+
+
+def test_several_groupings_by_name():
+    """So many of each class, and so many from each source, on one problem."""
+    labels, sources = SETTING.pool[1].numpy(), np.array(["web", "books"])[np.arange(SETTING.n) % 2]
+    groups = {"class": labels, "source": sources}
+    chosen = select(SETTING, 9, Influence(), TopK(), groups=groups, quotas={"source": {"books": (0, 3)}}).indices
+    counts = np.bincount(labels[chosen])
+    assert counts.max() - counts.min() <= 1  # balanced where no quotas are asked for
+    assert (sources[chosen] == "books").sum() <= 3
+    with pytest.raises(ValueError, match="grouping 'domain'; groupings: "):
+        select(SETTING, 9, Influence(), groups=groups, quotas={"domain": {"a": 1}})
 
 
 @pytest.mark.parametrize("size", [3, 5, 8, 11])

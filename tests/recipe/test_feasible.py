@@ -16,6 +16,8 @@ N = 8
 GROUPS = torch.tensor([0, 0, 1, 1, 1, 7, 7, 7])
 COSTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0, 1.5, 2.5, 1.0], dtype=torch.float64)
 QUOTAS = {0: (1, 2), 7: 2}
+HALVES = torch.tensor([4, 5, 4, 5, 4, 5, 4, 5])
+BOTH = {"groups": (GROUPS, HALVES), "quotas": (QUOTAS, {4: (0, 2), 5: 2})}
 
 # each with the same rule in numpy, written independently
 SUBSETS = {
@@ -35,6 +37,14 @@ SUBSETS = {
     "range and quotas": (
         Subset(N, size=(4, 5), groups=GROUPS, quotas={0: 1, 1: (0, 2)}),
         lambda x: 4 <= x.sum() <= 5 and x[:2].sum() == 1 and x[2:5].sum() <= 2,
+    ),
+    "two groupings": (
+        Subset(N, **BOTH),
+        lambda x: x[:2].sum() >= 1 and x[5:].sum() == 2 and x[::2].sum() <= 2 and x[1::2].sum() == 2,
+    ),
+    "three groupings": (
+        Subset(N, size=4, groups=[GROUPS, HALVES, torch.arange(N) // 4], quotas=[{1: 1}, {4: 3}, {1: (2, 3)}]),
+        lambda x: x.sum() == 4 and x[2:5].sum() == 1 and x[::2].sum() == 3 and 2 <= x[4:].sum() <= 3,
     ),
     "costs": (Subset(N, costs=COSTS, budget=3.0), lambda x: COSTS.numpy() @ x <= 3),
     "everything": (
@@ -230,6 +240,16 @@ REFUSED = {
     "quota above its group": (dict(n=8, groups=GROUPS, quotas={0: 3}), "Group 0 has 2 points; got the quota 3"),
     "quotas above the size": (dict(n=8, size=3, groups=GROUPS, quotas={0: 2, 1: 2}), "4 to 7 points, the size 3 to 3"),
     "quotas below the size": (dict(n=8, size=7, groups=GROUPS, quotas={0: 0}), "0 to 6 points, the size 7 to 7"),
+    "groupings and one quota": (dict(n=8, groups=[GROUPS, HALVES], quotas=QUOTAS), "as many mappings as there are"),
+    "quotas of another number of groupings": (dict(n=8, groups=[GROUPS], quotas=[QUOTAS, QUOTAS]), "as many mappings"),
+    "quota above its group in the second": (
+        dict(n=8, groups=[GROUPS, HALVES], quotas=[QUOTAS, {4: 5}]),
+        "Group 4 of grouping 1 has 4 points",
+    ),
+    "groupings in conflict": (
+        dict(n=8, groups=[GROUPS, torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])], quotas=[{0: 2}, {0: 1}]),
+        "group 0 of grouping (0|1) by 1",
+    ),
     "costs without budget": (dict(n=8, costs=COSTS), "Pass both or neither"),
     "negative costs": (dict(n=8, costs=-COSTS, budget=1.0), "not negative"),
     "costs of another length": (dict(n=7, costs=COSTS, budget=1.0), r"costs \(7,\)"),

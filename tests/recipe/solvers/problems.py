@@ -35,6 +35,9 @@ FEASIBLE = {
     "range": Subset(N, size=(2, 6)),
     "quotas": Subset(N, size=4, groups=GROUPS, quotas={0: 1, 1: (1, 2)}),
     "quotas and range": Subset(N, size=(3, 6), groups=GROUPS, quotas={0: (1, 2), 2: 1}),
+    "two groupings": Subset(
+        N, size=4, groups=(GROUPS, torch.arange(N) % 2), quotas=({1: (1, 2), 2: 1}, {0: (0, 3), 1: 2})
+    ),
     "costs": Subset(N, size=(2, 5), costs=COSTS, budget=4.0),
     "in and out": Subset(N, size=4, include=torch.tensor([3, 6]), exclude=torch.tensor([0, 5])),
     "counts": Subset(N, size=(3, 5), repeats=2),
