@@ -1,6 +1,6 @@
 """What two algorithms learn differently from the same data (ModelDiff).
 
-With the effects of target x under algorithm A and B, scaled to length one, the residual
+With the effects of target x under algorithm A and B, on all its outputs, scaled to length one, the residual
 
     a_x - <a_x, b_x> b_x
 
@@ -11,6 +11,9 @@ tells.
 
 Reference: Shah, Park, Ilyas & Madry, "ModelDiff: A Framework for Comparing Learning Algorithms", 2022,
 arXiv:2211.12491.
+Deviation: before that, the columns of the effects (a training point, an output) are scaled to length one over the
+targets. What an algorithm learns easily, such as a mark, it learns well, and the points that taught it have small effects
+in the end; by size alone the directions are those of hard points.
 """
 
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from applications.debugging.subpopulations import SCORE, _svd, by_target, unit_rows
+from applications.debugging.subpopulations import SCORE, _svd, by_output, unit_columns, unit_rows
 from recipe.datamodel import OutputFunction, measure_alike
 from recipe.findings import Card, Examples, Exhibit, Exhibits, Finding, Grid, Strip, Term
 from recipe.findings.examples import check_examples
@@ -30,7 +33,7 @@ class Comparison:
     """Directions in the training data that matter to A and not to B.
 
     Args:
-        directions: `(c, n)`, of length one.
+        directions: `(c, n)`, of length one; over several outputs the length of what a point has in them.
         scores: `(targets, c)`: how strongly each target's residual lies along them.
         explained: `(c, 2)`: the share of A's and of B's effects, of length one each, along each direction.
         alike: `(targets,)` cosines of the effects of A and B.
@@ -103,7 +106,7 @@ def compare(
     """Directions that matter to datamodel A and not to B; swap them for the other way round.
 
     Args:
-        a: a datamodel of one algorithm.
+        a: a datamodel of one algorithm, best of `Logits()`.
         b: of the other, on the same universe, targets and output.
         components: how many directions.
         names: of the two algorithms, to read.
@@ -125,11 +128,13 @@ def compare(
     t = a.output_shape[0]
     if not 1 <= components <= min(t, a.n):
         raise ValueError(f"There are 1 to {min(t, a.n)} directions; got components={components}.")
-    rows, others = (unit_rows(by_target(f_hat)) for f_hat in (a, b))
+    rows, others = (unit_rows(unit_columns(by_output(f_hat)).flatten(1)) for f_hat in (a, b))
     alike = (rows * others).sum(1)
     residuals = rows - alike[:, None] * others
-    _, _, directions = _svd(residuals, components, seed)
-    scores = residuals @ directions.T
+    _, _, v = _svd(residuals, components, seed)
+    scores = residuals @ v.T
     flip = (scores.sum(0) < 0) * -2.0 + 1.0  # most targets lie on the positive side
-    along = torch.stack([(x @ directions.T).square().mean(0) for x in (rows, others)], 1)
-    return Comparison(directions * flip[:, None], scores * flip, along, alike, names)
+    along = torch.stack([(x @ v.T).square().mean(0) for x in (rows, others)], 1)
+    parts = (v * flip[:, None]).view(components, -1, a.n)  # (c, outputs, n)
+    directions = parts[:, 0] if parts.shape[1] == 1 else parts.norm(dim=1)
+    return Comparison(directions, scores * flip, along, alike, names)

@@ -226,12 +226,32 @@ def test_planted_groups_are_the_leading_components():
 
 
 def test_components_are_those_of_an_exact_decomposition():
+    """Columns of length one, the means of rows and columns taken off."""
     _, special = planted_groups()
-    rows = special - special.mean(0)
-    rows = rows / rows.norm(dim=1, keepdim=True)
-    s = torch.linalg.svdvals(rows)
-    explained = subpopulations(special, components=3, clusters=2).explained
-    assert torch.allclose(explained, s[:3].square() / s.square().sum(), atol=1e-6)
+    unit = special / special.norm(dim=0)
+    rows = unit - unit.mean(0) - unit.mean(1, keepdim=True) + unit.mean()
+    _, s, v = torch.linalg.svd(rows, full_matrices=False)
+    found = subpopulations(special, components=3, clusters=2)
+    assert torch.allclose(found.explained, (s[:3].square() / s.square().sum()).double(), atol=1e-6)
+    assert torch.allclose((found.loadings[0] @ v[0].double()).abs(), torch.ones((), dtype=torch.float64), atol=1e-6)
+
+
+def test_what_varies_within_some_targets_and_points():
+    """Through two outputs, of opposite signs: the group within the first half is the first component."""
+    _, special = planted_groups()
+    effects = torch.stack([special, -special], 1).view(40, 50)
+    f_hat = LinearDatamodel(torch.zeros(40), effects, output_shape=(20, 2))
+    found = subpopulations(f_hat, components=1, clusters=2, targets=range(10), points=torch.arange(10, 50))
+    upper, lower = found.ends(0, 5)
+    assert set(upper.tolist()) in ({0, 1, 2, 3, 4}, {5, 6, 7, 8, 9})
+    held = found.points(0, 10)[int(5 in upper)]
+    assert set(held.tolist()) == set(range(40, 50))
+    assert found.to_pandas().index.tolist() == list(range(10))
+    assert "target 4" in str(found.finding(Unseen(50), Unseen(20)))
+    with pytest.raises(IndexError, match="Expected targets from 0 to 19, at least one; got"):
+        subpopulations(f_hat, targets=[20])
+    with pytest.raises(IndexError, match="Expected training points from 0 to 49, at least one"):
+        subpopulations(f_hat, points=[])
 
 
 def test_what_only_one_algorithm_uses_is_the_first_direction():
@@ -240,10 +260,21 @@ def test_what_only_one_algorithm_uses_is_the_first_direction():
     found = compare(a, b, components=2, names=("with", "without"))
     assert set(found.points(0, 10).tolist()) == set(range(40, 50))
     assert set(found.targets(0, 5).tolist()) == set(range(5))
-    assert found.explained[0, 0] > 20 * found.explained[0, 1]
-    assert found.alike[5:].min() > 0.9 > found.alike[:5].max()
+    assert found.explained[0, 0] > 5 * found.explained[0, 1]  # the noise of B in the columns that A uses counts
+    assert found.alike[5:].min() > 0.8 > found.alike[:5].max()
     assert "What with learns and without does not" in str(found.finding(Unseen(50), Unseen(20)))
     assert found.to_pandas().shape == (20, 3)
+
+
+def test_directions_over_several_outputs_have_a_length_a_point():
+    plain, special = planted_groups()
+    several = lambda e: LinearDatamodel(  # noqa: E731
+        torch.zeros(40), torch.stack([e, -e], 1).view(40, 50), output_shape=(20, 2)
+    )
+    found = compare(several(special), several(plain), components=1)
+    assert set(found.points(0, 10).tolist()) == set(range(40, 50))
+    assert set(found.targets(0, 5).tolist()) == set(range(5))
+    assert float(found.directions[0].norm()) == pytest.approx(1.0)
 
 
 def test_datamodels_of_different_universes_are_not_compared(f_hat):

@@ -1,0 +1,40 @@
+"""Short scripts of `examples/` run as users run them."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, capsys, monkeypatch):
+    """What a script prints."""
+    monkeypatch.setattr("sys.argv", [name])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_cite_a_context(capsys, monkeypatch):
+    said = run("cite_a_context.py", capsys, monkeypatch)
+    assert "nats  One class is linearly separable" in said.splitlines()[0]
+    predicted, actual, chance = (float(v) for v in re.findall(r"-?\d+\.\d+", said.splitlines()[-1]))
+    assert predicted == pytest.approx(actual, rel=0.1)
+    assert abs(chance) < actual / 10
+
+
+def test_check_for_copies(capsys, monkeypatch):
+    pytest.importorskip("bm25s", reason="needs the extra retrieval")
+    said = run("check_for_copies.py", capsys, monkeypatch)
+    assert "15 words in a row: 'One class is linearly separable" in said
+    assert "pixels are counted" in said
+    assert said.endswith("copied, 8 words or more: [0]\n")
+
+
+def test_value_your_data(capsys, monkeypatch):
+    said = run("value_your_data.py", capsys, monkeypatch)
+    areas = [float(v) for v in re.findall(r"area (\d\.\d+)", said)]
+    found = [int(v) for v in re.findall(r"(\d+)% of its", said)]
+    assert min(areas) > 0.05
+    assert min(found) > 70
