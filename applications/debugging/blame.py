@@ -24,6 +24,7 @@ EFFECT = Term(
     "The predicted change of the output, in its own unit, as the weight of this training point goes from 0 to 1. "
     "Positive: the point holds the output up.",
 )
+PREDICTED = Term("output", "The target's output after training on everything, as the datamodel has it.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +132,9 @@ def predictions(f_hat: OutputFunction, points: Examples, targets: Examples, chos
     for found in blame_each(f_hat, chosen, k):
         (j,) = found.targets
         value = float(outputs[f_hat.rows(j)].mean())
-        card = Card(targets[j], f"target {j}", f"predicted output {value:.3g}")
+        card = Card(targets[j], f"target {j}", f"output {value:.3g}")
         items.append(Exhibit(card, found.strips(points)))
-    return Exhibits("Every prediction, with what holds it up", items)
+    return Exhibits("Every prediction, with what holds it up", items, PREDICTED)
 
 
 def _of(effects: Tensor, k: int, targets: tuple[int, ...]) -> Blame:

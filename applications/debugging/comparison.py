@@ -96,7 +96,7 @@ class Comparison:
             f"residual direction holds {float(self.explained[0, 0]):.1%} of {a}'s effects and "
             f"{float(self.explained[0, 1]):.1%} of {b}'s. What its examples share is a hypothesis: "
             "transform targets accordingly, and test it on both.",
-            [Exhibits("Distinguishing directions", items), Grid("Shares of the effects", columns, rows)],
+            [Exhibits("Distinguishing directions", items, columns[1]), Grid("Shares of the effects", columns, rows)],
         )
 
 

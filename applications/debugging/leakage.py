@@ -16,6 +16,9 @@ from recipe.composition import effects_of
 from recipe.datamodel import OutputFunction
 from recipe.findings import Card, Examples, Exhibit, Exhibits, Finding, Grid, Strip, Term
 
+DISTANCE = Term("distance", "Between the features of a target and its copy; 1 is usual between neighbours.")
+EFFECT = Term("effect", "What the copy does to the target's output, and its place among all points that help it.")
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -67,7 +70,7 @@ class Leakage:
         items = [
             Exhibit(
                 Card(targets[c.target], f"target {c.target}", f"distance {c.distance:.3g}"),
-                [Strip("Its nearest training point", [Card(points[c.point], f"point {c.point}", _said(c))])],
+                [Strip("Its nearest training point", [Card(points[c.point], f"point {c.point}", _said(c))], EFFECT)],
             )
             for c in self.copies[:most]
         ]
@@ -90,7 +93,7 @@ class Leakage:
             "Leakage and duplicates",
             "Are targets, or copies of them, in the training data?",
             f"{answer} {extra} training points repeat another one.",
-            [Grid("Near copies", columns, rows), *([Exhibits("Targets with a copy", items)] if items else []), *strips],
+            [Grid("Near copies", columns, rows), *([Exhibits("Targets with a copy", items, DISTANCE)] if items else []), *strips],
         )
 
 

@@ -88,7 +88,11 @@ class Subpopulations:
             "Which targets lean on the same training data, apart from the others?",
             f"{len(self.explained)} components hold {float(self.explained.sum()):.0%} of the variance of the effects, "
             f"the first {float(self.explained[0]):.0%}; {len(groups)} clusters of targets lean on the same points.",
-            [Exhibits("Components, with their most typical examples", items), *strips, Grid("Variance", columns, rows)],
+            [
+                Exhibits("Components, with their most typical examples", items, columns[1]),
+                *strips,
+                Grid("Variance", columns, rows),
+            ],
         )
 
     def _head(self, c: int, targets: Examples) -> Card:

@@ -35,11 +35,18 @@ class Card:
 
 @dataclass(frozen=True)
 class Strip:
-    """Examples in a row; `term` says what their numbers are."""
+    """Examples in a row; `term` says what their numbers are.
+
+    Raises:
+        ValueError: numbers without a term.
+    """
 
     caption: str
     cards: Sequence[Card]
     term: Term | None = None
+
+    def __post_init__(self) -> None:
+        _check_defined(self.caption, self.cards, self.term)
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,18 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Exhibits:
-    """Many examples, each with its strips; the page can search them."""
+    """Many examples, each with its strips; the page can search them. `term` says what the numbers of the examples are.
+
+    Raises:
+        ValueError: numbers without a term.
+    """
 
     caption: str
     items: Sequence[Exhibit]
+    term: Term | None = None
+
+    def __post_init__(self) -> None:
+        _check_defined(self.caption, [item.card for item in self.items], self.term)
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,11 @@ class Finding:
         for part in self.parts:
             lines += _lines(part)
         return "\n".join(lines)
+
+
+def _check_defined(caption: str, cards: Sequence[Card], term: Term | None) -> None:
+    if term is None and any(card.value for card in cards):
+        raise ValueError(f"The cards of {caption!r} have numbers; pass the `Term` that says what they are.")
 
 
 def _lines(part: Part) -> list[str]:
