@@ -8,6 +8,7 @@ how likely the response still is, and a sparse regression tells what each senten
 without the sentences that are cited most.
 """
 
+import itertools
 import math
 import re
 import sys
@@ -28,10 +29,10 @@ ablations = 64  # how often the model is asked
 def word_pairs(kept: list[str]) -> float:
     """Log-probability by a model of word pairs, counted in the context, and of single words, a tenth of the time."""
     words = re.findall(r"\w+", " ".join(kept).lower())
-    pairs, singles = Counter(zip(words, words[1:])), Counter(words)
+    pairs, singles = Counter(itertools.pairwise(words)), Counter(words)
     said = re.findall(r"\w+", response.lower())
     value = 0.0
-    for before, word in zip(said, said[1:]):
+    for before, word in itertools.pairwise(said):
         after = pairs[before, word] / max(1, singles[before])
         value += math.log(0.9 * after + 0.1 * (singles[word] + 1) / (len(words) + 10_000))
     return value
@@ -63,4 +64,6 @@ f_hat = Regression(subsets=ablations).fit(context.setting)
 found = citations(context, f_hat, response, Retrain(context.setting), k=1)
 for i in found.order[:3]:
     print(f"{float(found.effects[i]):+6.2f} nats  {context.sources[i]}")
-print(f"without the first: predicted {found.predicted:.2f}, actual {found.dropped:.2f}, a random one {found.control:.2f}")
+print(
+    f"without the first: predicted {found.predicted:.2f}, actual {found.dropped:.2f}, a random one {found.control:.2f}"
+)

@@ -28,4 +28,6 @@ print(found.to_pandas().pivot(index="share", columns=["values", "removed"], valu
 for name, value in values.items():
     cheapest = value.argsort()[: int(flipped.sum())]
     share = float(flipped[cheapest].double().mean())
-    print(f"{name}: area {found.score(name):.3f}; {share:.0%} of its {len(cheapest)} cheapest points are labelled wrongly")
+    print(
+        f"{name}: area {found.score(name):.3f}; {share:.0%} of its {len(cheapest)} cheapest points are labelled wrongly"
+    )

@@ -53,7 +53,7 @@ def look(document, script, folder, width=None, height=900):
 
 
 class Window:
-    """A page in headless Chromium under a real keyboard and mouse, over its debugging pipe (JSON, ended by a zero byte).
+    """A page in headless Chromium under a real keyboard and mouse, over its debugging pipe.
 
     `press("Tab")`, `move(x, y)`, `run(script)` and `tree()`, what a screen reader is told. A context manager.
     """
@@ -112,7 +112,9 @@ class Window:
         nodes = self._ask("Accessibility.getFullAXTree")["nodes"]
         word = lambda node, what: node.get(what, {}).get("value", "")  # noqa: E731
         return [
-            {what: word(node, what) for what in ("role", "name", "description")} for node in nodes if not node["ignored"]
+            {what: word(node, what) for what in ("role", "name", "description")}
+            for node in nodes
+            if not node["ignored"]
         ]
 
     def _ask(self, method, **parameters):

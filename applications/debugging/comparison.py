@@ -12,8 +12,8 @@ tells.
 Reference: Shah, Park, Ilyas & Madry, "ModelDiff: A Framework for Comparing Learning Algorithms", 2022,
 arXiv:2211.12491.
 Deviation: before that, the columns of the effects (a training point, an output) are scaled to length one over the
-targets. What an algorithm learns easily, such as a mark, it learns well, and the points that taught it have small effects
-in the end; by size alone the directions are those of hard points.
+targets. What an algorithm learns easily, such as a mark, it learns well, and the points that taught it have small
+effects in the end; by size alone the directions are those of hard points.
 """
 
 from dataclasses import dataclass

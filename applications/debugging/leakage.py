@@ -93,7 +93,11 @@ class Leakage:
             "Leakage and duplicates",
             "Are targets, or copies of them, in the training data?",
             f"{answer} {extra} training points repeat another one.",
-            [Grid("Near copies", columns, rows), *([Exhibits("Targets with a copy", items, DISTANCE)] if items else []), *strips],
+            [
+                Grid("Near copies", columns, rows),
+                *([Exhibits("Targets with a copy", items, DISTANCE)] if items else []),
+                *strips,
+            ],
         )
 
 

@@ -1,8 +1,8 @@
 """Subpopulations: the directions in which the effects vary most, and clusters of targets that lean on the same data.
 
 With every column of the effects (a training point, an output) scaled to length one, and the means of rows and columns
-taken off, `E = U S V^T`: component k has scores `U S` on the targets and loadings `V` on the training points. Targets at
-one end of a component hold on to the points at that end. Clusters are k-means on the first components.
+taken off, `E = U S V^T`: component k has scores `U S` on the targets and loadings `V` on the training points. Targets
+at one end of a component hold on to the points at that end. Clusters are k-means on the first components.
 
 Over all classes the first components are the classes. What is *within* a class shows where its own targets and training
 points are decomposed alone, best through all logits, `Logits()`: a feature that marks some of a class is then the first

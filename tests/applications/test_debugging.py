@@ -242,7 +242,7 @@ def test_what_varies_within_some_targets_and_points():
     effects = torch.stack([special, -special], 1).view(40, 50)
     f_hat = LinearDatamodel(torch.zeros(40), effects, output_shape=(20, 2))
     found = subpopulations(f_hat, components=1, clusters=2, targets=range(10), points=torch.arange(10, 50))
-    upper, lower = found.ends(0, 5)
+    upper, _ = found.ends(0, 5)
     assert set(upper.tolist()) in ({0, 1, 2, 3, 4}, {5, 6, 7, 8, 9})
     held = found.points(0, 10)[int(5 in upper)]
     assert set(held.tolist()) == set(range(40, 50))
