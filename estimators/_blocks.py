@@ -5,6 +5,7 @@ eigenvectors of the second moments of rows and columns, the second moment of G i
 `Q_R x Q_C`. Scales, shifts and biases without a matrix have a full block.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -86,6 +87,23 @@ class MatrixBlock(Block):
     def reset(self) -> None:
         """Before the eigenvalues are fitted."""
         self.spectrum = torch.zeros_like(self.spectrum)
+
+    def empty(self) -> "MatrixBlock":
+        """The same in the same basis, without what was added."""
+        other = copy.copy(self)
+        other._moments, other._count, other.spectrum = [0.0, 0.0], 0.0, torch.zeros_like(self.spectrum)
+        return other
+
+    @property
+    def sums(self) -> Any:
+        """What was added."""
+        return *self._moments, self._count, self.spectrum
+
+    def absorb(self, sums: Any) -> None:
+        """Add the sums of another part of the data."""
+        *moments, count, spectrum = sums
+        self._moments = [_plus(mine, theirs) for mine, theirs in zip(self._moments, moments, strict=True)]
+        self._count, self.spectrum = _plus(self._count, count), self.spectrum + spectrum
 
     def add_eigenvalues(self, pulls: Pulls, shares: Tensor) -> None:
         """Second moments of the gradients in the basis of the factors."""
@@ -222,6 +240,21 @@ class VectorBlock(Block):
     def reset(self) -> None:
         """Nothing is fitted anew."""
 
+    def empty(self) -> "VectorBlock":
+        """See `MatrixBlock.empty`."""
+        other = copy.copy(self)
+        other._moment = 0.0
+        return other
+
+    @property
+    def sums(self) -> Any:
+        """See `MatrixBlock.sums`."""
+        return self._moment
+
+    def absorb(self, sums: Any) -> None:
+        """See `MatrixBlock.absorb`."""
+        self._moment = _plus(self._moment, sums)
+
     def add_eigenvalues(self, pulls: Pulls, shares: Tensor) -> None:
         """Nothing is fitted anew."""
 
@@ -254,6 +287,11 @@ def blocks_of(setting: Setting) -> list[MatrixBlock | VectorBlock]:
 def single(layer: Layer, inputs: Tensor, outputs: Tensor) -> bool:
     """Whether an example uses the layer once, so that its gradient is a product of one row and one column."""
     return outputs.shape[1] == 1 and not isinstance(layer, Lookup)
+
+
+def _plus(mine: Any, theirs: Any) -> Any:
+    """The sum, of which a part to which nothing was added is the number 0."""
+    return mine if isinstance(theirs, float) else theirs if isinstance(mine, float) else mine + theirs
 
 
 def _inward(layer: Matrix) -> int:

@@ -5,8 +5,9 @@ from itertools import groupby
 
 import torch
 
+from recipe.engine import HERE, current
 from recipe.problem import Arguments
-from recipe.retrain import train_runs
+from recipe.retrain import Retrain, train_runs
 from recipe.setting import Checkpoint, Parameters, Setting
 
 
@@ -39,7 +40,11 @@ def members(setting: Setting, models: int, seed: int, at: Arguments | None = Non
         raise ValueError(f"An ensemble needs at least one model; got models={models}.")
     weights, added = at or (torch.ones(setting.n), None)
     w = setting.check_weights(weights).detach().to(setting.dtype)
-    return train_runs(setting, w.expand(models, -1), range(seed, seed + models), added)
+    seeds = range(seed, seed + models)
+    if current() == HERE:
+        return train_runs(setting, w.expand(models, -1), seeds, added)
+    stacked = Retrain(setting, seeds).parameters(w, added)
+    return [{name: t[k] for name, t in stacked.items()} for k in range(models)]
 
 
 def by_member(setting: Setting) -> list[list[Checkpoint]]:

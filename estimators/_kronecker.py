@@ -22,19 +22,24 @@ against predicted changes from .49 to .83; the exact Gauss-Newton matrix scores 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from estimators._blocks import MatrixBlock, Pulls, VectorBlock, blocks_of
+from estimators._blocks import MatrixBlock, VectorBlock, blocks_of
 from estimators._fisher import Fisher, TrueFisher
 from recipe import batch as batches
 from recipe import calculus
 from recipe.calculus import Operator, Point, Product
 from recipe.cost import Cost
+from recipe.engine import Spread
 from recipe.notes import note
 from recipe.setting import Parameters, Setting
 from recipe.work import Products
+
+SHARD = 2**13  # examples whose sums are taken together
 
 
 @dataclass(frozen=True)
@@ -108,31 +113,47 @@ class Kronecker:
         return [trace / sum(traces) for trace in traces]
 
     def _fit(self, points: Sequence[tuple[float, Point]], blocks: "list[MatrixBlock | VectorBlock]") -> None:
-        for pulls, shares in self._passes(points, stage=0):
-            for block in blocks:
-                block.add_moments(pulls, shares)
+        self._add(points, blocks, stage=0)
         for block in blocks:
             block.decompose()
         if self.corrected:
             for block in blocks:
                 block.reset()
-            for pulls, shares in self._passes(points, stage=1):
-                for block in blocks:
-                    block.add_eigenvalues(pulls, shares)
+            self._add(points, blocks, stage=1)
 
-    def _passes(self, points: Sequence[tuple[float, Point]], stage: int) -> Iterator[tuple[Pulls, Tensor]]:
-        """For every point and part of its data: the factors of every label, and the shares of the examples."""
-        generator = torch.Generator().manual_seed(getattr(self.fisher, "seed", 0) + stage)
+    def _add(
+        self, points: Sequence[tuple[float, Point]], blocks: "list[MatrixBlock | VectorBlock]", stage: int
+    ) -> None:
+        """Add the moments (stage 0) or the eigenvalues (1) of all data to the blocks, shard by shard."""
         for portion, point in points:
-            setting, used = point.setting, point.shares.nonzero().squeeze(1)
-            data, shares = batches.take(point.data, used), portion * point.shares[used]
-            start = 0
-            for part in calculus.factored(setting, data, copies=2):
-                run = setting.layers.forward(point.parameters, part)
-                share = shares[start : start + run.b]
-                start += run.b
-                cotangents = self.fisher.cotangents(setting, run.prediction.detach(), part, generator)
-                yield [run.pull(v) for v in cotangents], share
+            shards = point.shares.nonzero().squeeze(1).split(SHARD)
+            sums = Spread(partial(self._sums, blocks, portion, point, stage), "the curvature's factors")
+            for found in sums(list(enumerate(shards))):
+                for block, part in zip(blocks, found, strict=True):
+                    block.absorb(part)
+
+    def _sums(
+        self,
+        blocks: "list[MatrixBlock | VectorBlock]",
+        portion: float,
+        point: Point,
+        stage: int,
+        number: int,
+        used: Tensor,
+    ) -> list[Any]:
+        """What the examples `used` of a point, its shard of this number, add to each block."""
+        generator = torch.Generator().manual_seed(getattr(self.fisher, "seed", 0) + stage + 2 * number)
+        setting, found = point.setting, [block.empty() for block in blocks]
+        data, shares = batches.take(point.data, used), portion * point.shares[used]
+        start = 0
+        for part in calculus.factored(setting, data, copies=2):
+            run = setting.layers.forward(point.parameters, part)
+            share = shares[start : start + run.b]
+            start += run.b
+            pulls = [run.pull(v) for v in self.fisher.cotangents(setting, run.prediction.detach(), part, generator)]
+            for block in found:
+                (block.add_eigenvalues if stage else block.add_moments)(pulls, share)
+        return [block.sums for block in found]
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from recipe import calculus
 from recipe.batch import Batch
 from recipe.calculus import Product
 from recipe.datamodel import LinearDatamodel
+from recipe.engine import Spread
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.stores import collected
@@ -71,7 +72,7 @@ class Featuriser:
 
     def universe(self) -> Iterator[Features]:
         """Of all training points, part by part."""
-        return map(self.fixed, self.parts) if self._kept is None else iter(self._kept)
+        return self._spread() if self._kept is None else iter(self._kept)
 
     def part(self, i: int) -> Features:
         """Of a part of the universe, without a graph."""
@@ -85,7 +86,10 @@ class Featuriser:
     @cached_property
     def _kept(self) -> list[Features] | None:
         size = (self.projection.k + 1) * self.setting.n * self.setting.dtype.itemsize
-        return [self.fixed(part) for part in self.parts] if self.models * size <= KEPT_BYTES else None
+        return list(self._spread()) if self.models * size <= KEPT_BYTES else None
+
+    def _spread(self) -> Iterator[Features]:
+        return Spread(self.fixed, "features of gradients")([(part,) for part in self.parts])
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from recipe.contrastive import Contrastive, ImageText
 from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
 from recipe.diversity import Alike, FacilityLocation
+from recipe.engine import engine
 from recipe.example_sets import Balls, Integers, Intersection, Slabs
 from recipe.executors import Processes, WorkerDiedError
 from recipe.feasible import Ball, Box, Free, Subset
@@ -124,6 +125,7 @@ __all__ = [
     "check",
     "cost_of",
     "effects_of",
+    "engine",
     "fragility",
     "from_scores",
     "lds",

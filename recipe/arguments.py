@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor
@@ -141,6 +142,7 @@ def _load_file(path: Path) -> ModuleType:
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses in the file look themselves up
+    cloudpickle.register_pickle_by_value(module)  # worker processes cannot import it
     _search(path.parent)
     _guarded(functools.partial(found.loader.exec_module, module), str(path))
     return module

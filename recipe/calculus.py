@@ -22,6 +22,7 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from recipe import batch as batches
 from recipe.batch import Batch
+from recipe.engine import Spread
 from recipe.setting import Parameters, Setting
 
 with warnings.catch_warnings(), contextlib.suppress(ImportError):
@@ -265,11 +266,12 @@ def _operator(point: Point, damping: float, linearised: Callable[[Batch, Tensor]
     parts = passes(setting, point.data)
     shares = point.shares.split([batches.size(part) for part in parts])
     kept = linearised(parts[0], shares[0]) if len(parts) == 1 else None
+    spread = Spread(lambda i, vectors: linearised(parts[i], shares[i])(vectors), "products with the curvature")
 
     def product(vectors: Tensor) -> Tensor:
         total = (setting.algorithm.objective.l2 + damping) * vectors
-        for part, share in zip(parts, shares, strict=True):
-            total = total + (kept or linearised(part, share))(vectors)
+        for term in [kept(vectors)] if kept else spread([(i,) for i in range(len(parts))], vectors):
+            total = total + term
         return total
 
     return Operator(product, setting.p, setting.flat(point.parameters), point, damping)

@@ -307,7 +307,7 @@ def serve(
     forgets = plugins.build(plugins.find(plugins.UNLEARNING, method), method_assignments or ())
     estimator, f = options.prepare(DEFAULTS["unlearn"][0])
     service = _service()
-    forgetter = service.Forgetter(f.setting, estimator, forgets, store=store)
+    forgetter = service.Forgetter(f.setting, estimator, forgets, f.bank, store=store)
     say(f"Serving {f.setting.n} training points at http://{host}:{port}, {len(forgetter.forgotten)} of them forgotten.")
     service.serve(forgetter, key, host, port)
     return "Stopped."

@@ -14,14 +14,17 @@ import functools
 import multiprocessing
 import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any
 
+import cloudpickle
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+ALONE = threading.Lock()  # torch has one generator and a model's hooks are its own: a process does one part at a time
 DEATHS = 3  # of workers that run a task alone, before the task is to blame
 
 
@@ -152,22 +155,17 @@ def _check_replaced(executor: Executor, name: str, deaths: int, error: BaseExcep
 
 
 def dumps(value: Any, what: str) -> bytes:
-    """The value as bytes for a worker; functions by value where cloudpickle (which Dask brings) is installed.
+    """The value as bytes for a worker; lambdas and what a notebook defines by value.
 
     Raises:
         ValueError: it cannot travel.
     """
     try:
-        import cloudpickle as pickler
-    except ImportError:
-        pickler = pickle
-    try:
-        return bytes(pickler.dumps(value))
+        return bytes(cloudpickle.dumps(value))
     except Exception as error:
         raise ValueError(
-            f"{what} cannot travel to another process: {error}. Define models, outputs and data sets at the top of a "
-            "module instead of as lambdas or in a notebook, or install cloudpickle (`pip install "
-            "plug-in-recipe[cluster]`), and keep open files and locks out of data sets."
+            f"{what} cannot travel to another process: {error}. Keep open files and locks out of models, outputs and "
+            "data sets."
         ) from error
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recipe import plugins
 from recipe.arguments import load_setting
+from recipe.engine import engine
 from recipe.executors import Processes, WorkerDiedError
 from recipe.record import Folder, check_free, write_folder
 from recipe.retrain import Retrain
@@ -56,7 +57,7 @@ class Options:
     bank: Annotated[
         str | None, typer.Option(metavar="PATH", help="Keep retrainings here, and look them up before training.")
     ] = None
-    workers: Annotated[int, typer.Option(min=0, help="Processes that retrain; 0 retrains in this one.")] = 0
+    workers: Annotated[int, typer.Option(min=0, help="Processes that train and compute; 0: this one.")] = 0
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False
 
@@ -65,9 +66,15 @@ class Options:
         if self.out is not None:
             check_free(self.out, self.overwrite)
         estimator = default.build(plugins.ESTIMATORS, self.estimator, self.assignments)
-        bank = None if self.bank is None else Bank(self.bank)
-        executor = Processes(self.workers) if self.workers else None
-        return estimator, Retrain(load_setting(self.spec), range(max(1, self.seeds)), bank, executor)
+        return estimator, Retrain(load_setting(self.spec), range(max(1, self.seeds)))
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[None]:
+        """Where the command's work is done and kept."""
+        with contextlib.ExitStack() as stack:
+            executor = stack.enter_context(Processes(self.workers)) if self.workers else None
+            stack.enter_context(engine(executor, None if self.bank is None else Bank(self.bank)))
+            yield
 
     def report(self, parts: Mapping[str, Any]) -> str:
         """Save the parts of an answer and write them as tables or JSON; a part that is None was not asked for."""
@@ -127,7 +134,8 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., str]], Calla
         def cli(**values: Any) -> None:
             options = first.annotation(**{p.name: values.pop(p.name) for p in (spec, *shared)})
             with user_errors():
-                with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # what the user's code prints
+                # What the user's code prints goes to stderr.
+                with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), options.engine():
                     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch itself raises it
                     text = run(options, **values)
                 typer.echo(text)

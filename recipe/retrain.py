@@ -14,6 +14,7 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.cost import Cost
 from recipe.datamodel import OutputFunction
+from recipe.engine import current
 from recipe.setting import Measure, Parameters, Setting
 from recipe.shards import Shard, Trained, outputs_of, split, train_runs, train_shards
 from recipe.stores.bank import Bank
@@ -36,8 +37,9 @@ class Retrain(OutputFunction):
     Args:
         setting: what to train and what to measure.
         seeds: one run for each.
-        bank: where runs are looked up before they are trained, and kept for other processes and later days.
-        executor: whose workers train, see `recipe.executors`; default this process.
+        bank: where runs are looked up before they are trained, and kept for other processes and later days; default
+            that of `recipe.engine`, if any.
+        executor: whose workers train, see `recipe.executors`; default the engine's, else this process.
 
     Raises:
         ValueError: no seeds, or one twice; a bank of another setting.
@@ -56,9 +58,9 @@ class Retrain(OutputFunction):
     ) -> None:
         self._setting = setting
         self.seeds = _distinct(seeds)
-        self.bank, self.executor = bank, executor
-        if bank is not None:
-            bank.admit(setting)
+        self.bank, self.executor = bank or current().bank, executor or current().executor
+        if self.bank is not None:
+            self.bank.admit(setting)
         self._runs = _Runs()
         self._measured: dict[str, Tensor] = {}  # outputs (m,) by run, small enough to keep
 

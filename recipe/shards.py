@@ -5,7 +5,6 @@ the same numbers in one process and on a cluster, to the last bit where the mach
 threads, the same kind of processor), else up to rounding. What is interrupted goes on with the same parts.
 """
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -20,12 +19,11 @@ from torch import Tensor
 from recipe import batch as batches
 from recipe.algorithms import Custom
 from recipe.batch import Batch
-from recipe.executors import completed, dumps, keep_memory, loads
+from recipe.executors import ALONE, completed, dumps, keep_memory, loads
 from recipe.setting import Parameters, Setting
 from recipe.training import Minibatch, progress_bar, runs_at_once
 
 RUNS = 64  # of a part at most: what a crash can lose, and what a worker does at a time
-_ALONE = threading.Lock()  # models are seeded by torch's one generator, so a process trains one part at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +108,7 @@ def _elsewhere(setting: Setting, shards: Sequence[Shard], executor: Executor) ->
 
 def _work(payload: bytes, universe: str, arrays: Any) -> Any:
     """In a worker: train one shard. Numpy arrays travel, since torch shares tensors between processes by open files."""
-    with _ALONE:
+    with ALONE:
         setting = _setting(payload, universe)
         trained = train_shard(setting, _from_arrays(arrays))
     runs = [{name: t.cpu().numpy() for name, t in run.items()} for run in trained.parameters]

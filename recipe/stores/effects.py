@@ -14,10 +14,10 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from recipe import batch as batches
 from recipe.composition import Ensemble, Scaled, effects_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, fitting, records_origin
-from recipe.executors import completed, dumps, loads
+from recipe.engine import Spread
 from recipe.problem import Arguments
 from recipe.selection import all_finite
 from recipe.setting import Setting
@@ -36,6 +36,7 @@ from recipe.stores.fingerprint import fingerprint, identity, measure_key
 from recipe.training import progress_bar
 
 BLOCK_BYTES = 2**24  # of a block at least, so that files are worth opening
+TASKS = 32  # that the effects in memory are divided into
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,6 @@ class Stored:
         path: a folder, or any fsspec address.
         dtype: of the stored effects, float32, bfloat16 or float16; products are computed in the setting's type.
         redo: write damaged blocks again instead of raising; reads everything once.
-        executor: whose workers write blocks too, see `recipe.executors`; each fits the estimator for itself.
-        tasks: how many of the executor's workers.
 
     Raises, on fit:
         ValueError: effects of another setting or estimator (what differs is named), or of a newer format.
@@ -74,8 +73,6 @@ class Stored:
     path: str
     dtype: torch.dtype = torch.float32
     redo: bool = False
-    executor: Executor | None = field(default=None, compare=False, repr=False)
-    tasks: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
@@ -97,19 +94,9 @@ class Stored:
         sink = _Sink(self, _described(self.estimator, setting, at))
         if (store := Blocks.found(self.path)) is not None:
             store.check(sink.described, self.dtype)  # before anything is trained
-        if self.executor is not None:
-            self._share(setting, at)
         with _collecting(sink):
             f_hat = self.estimator.fit(setting, at)
         return f_hat if sink.effects is not None else self._written(f_hat, sink)
-
-    def _share(self, setting: Setting, at: Arguments | None) -> None:
-        """Let the executor's workers fit the same, each beginning elsewhere."""
-        assert self.executor is not None
-        state = {f.name: getattr(setting, f.name) for f in fields(setting)}
-        payload = dumps((replace(self, executor=None), state, at), "The estimator or the setting")
-        for _ in completed(self.executor, _fit, [(payload,)] * self.tasks, [f"writing {self.path}"] * self.tasks):
-            pass
 
     def _written(self, f_hat: OutputFunction, sink: "_Sink") -> OutputFunction:
         """The same datamodel with effects that were made at once."""
@@ -141,7 +128,9 @@ def collected(function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Se
     sink = _SINK.get()
     with torch.no_grad():
         if sink is None or sink.effects is not None or fitting() is not sink.stored.estimator:
-            return torch.cat([function(part) for part in parts], 1)
+            size = math.ceil(len(parts) / TASKS)
+            groups = [(parts[i : i + size],) for i in range(0, len(parts), size)]
+            return torch.cat(list(_mapped(partial(_together, function), groups)), 1)
         return sink.collect(function, parts, [batches.size(part) for part in parts] if sizes is None else sizes)
 
 
@@ -164,12 +153,14 @@ class _Sink:
         starts = [0, *accumulate(sizes)]
         wanted = store.missing(deep=self.stored.redo)
         offset = random.randrange(len(wanted)) if wanted and not self.stored.redo else 0
+        wanted = wanted[offset:] + wanted[:offset]
+        spans = [store.span(block) for block in wanted]
+        groups = [[p for p, start in zip(parts, starts, strict=False) if low <= start < high] for low, high in spans]
+        compute = partial(_block, function, None if self.stored.redo else self.stored.path)
         with progress_bar(len(wanted), "effects", unit="block") as bar:
-            for block in wanted[offset:] + wanted[:offset]:
-                if self.stored.redo or not store.has(block):  # another process may have written it meanwhile
-                    low, high = store.span(block)
-                    group = [part for part, start in zip(parts, starts, strict=False) if low <= start < high]
-                    store.write(block, _finite(torch.cat([function(part) for part in group], 1), low))
+            for block, values in zip(wanted, _mapped(compute, list(zip(wanted, groups, strict=True))), strict=True):
+                if values is not None:
+                    store.write(block, _finite(values, store.span(block)[0]))
                 bar.update()
         self.effects = Effects(self.stored.path)
         return self.effects
@@ -187,6 +178,24 @@ def _collecting(sink: _Sink) -> Iterator[None]:
         _SINK.reset(token)
 
 
+def _mapped(function: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """By the engine, but the first here: what the function prepares when it is first called then travels with it."""
+    for first in parts[:1]:
+        yield function(*first)
+    yield from Spread(function, "effects")(parts[1:])
+
+
+def _block(function: Callable[[Any], Tensor], path: str | None, block: int, parts: Sequence[Any]) -> Tensor | None:
+    """The effects of a block's parts; None where another process has written it meanwhile."""
+    if path is not None and Blocks.opened(path).has(block):
+        return None
+    return _together(function, parts)
+
+
+def _together(function: Callable[[Any], Tensor], parts: Sequence[Any]) -> Tensor:
+    return torch.cat([function(part) for part in parts], 1)
+
+
 def _finite(values: Tensor, start: int) -> Tensor:
     if all_finite(values):
         return values
@@ -201,12 +210,6 @@ def _linear(f_hat: OutputFunction) -> bool:
     """Whether predictions are linear in the weights."""
     members = f_hat.members if isinstance(f_hat, Ensemble) else [f_hat.f_hat] if isinstance(f_hat, Scaled) else []
     return all(map(_linear, members)) if members else isinstance(f_hat, LinearDatamodel)
-
-
-def _fit(payload: bytes) -> None:
-    """In a worker."""
-    stored, state, at = loads(payload)
-    stored.fit(Setting(**state), at)
 
 
 def _described(estimator: Estimator, setting: Setting, at: Arguments | None) -> dict[str, str]:

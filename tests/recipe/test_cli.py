@@ -264,6 +264,26 @@ def test_lds(setting):
     assert record["per_output"] == wanted.per_output.tolist()
 
 
+def test_a_bank_and_workers_change_no_number_and_the_bank_can_be_looked_into(setting):
+    words = ["lds", "tiny_setting.py:setting", "--subsets", 6, "--seeds", 2]
+    expected = pytest.approx(document(*words)["lds"]["slope"], rel=1e-6)
+    assert document(*words, "--bank", "runs/bank", "--workers", 1)["lds"]["slope"] == expected
+    before = trained()
+    assert document(*words, "--bank", "runs/bank")["lds"]["slope"] == expected
+    assert trained() == before + 1  # the datamodel's own: parameters are not kept
+    held = document("bank", "show", "runs/bank")
+    assert (held["runs"], held["seeds"]) == (13, 2)
+    assert "13 with 2 seeds" in call("bank", "show", "runs/bank").stdout
+    call("bank", "export", "runs/bank", "runs.npz")
+    assert len(np.load("runs.npz")["seed"]) == 13
+    assert not document("bank", "check", "runs/bank")["damaged"]
+    next(Path("runs/bank/segments").glob("*/seed/c/0")).write_bytes(b"x")
+    assert "damaged" in call("bank", "check", "runs/bank", code=1).stdout
+    assert document("bank", "check", "runs/bank", "--repair")["repaired"]
+    assert not document("bank", "check", "runs/bank")["damaged"]
+    assert "There is no bank" in call("bank", "show", "runs/none", code=2).stderr
+
+
 # ---- what is printed and saved ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", TASKS)
 def test_tables_go_to_stdout_and_the_rest_to_stderr(name, tmp_path):

@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import SGD, Bank, DivergedError, Processes, Retrain, WorkerDiedError, executors, random_subsets, shards
+from estimators import _kronecker
+from estimators.ekfac import EKFAC
+from recipe import (
+    SGD,
+    Bank,
+    DivergedError,
+    Processes,
+    Retrain,
+    WorkerDiedError,
+    engine,
+    executors,
+    random_subsets,
+    shards,
+)
 from recipe import batch as batches
 from recipe.executors import dumps
 from tests.worlds import small_mlp
@@ -108,7 +121,9 @@ def test_threads_train_one_part_at_a_time():
 
 
 def test_what_cannot_travel_says_so():
-    with pytest.raises(ValueError, match="The setting cannot travel to another process.*locks out of data sets"):
+    with pytest.raises(
+        ValueError, match="The setting cannot travel to another process.*Keep open files and locks"
+    ):
         dumps({"universe": threading.Lock()}, "The setting")
 
 
@@ -144,3 +159,10 @@ def test_a_dask_cluster_gives_the_same_bits_also_when_a_worker_is_killed(client)
     outputs = Retrain(setting, executor=client.get_executor())(W)
     killer.join()
     assert torch.equal(outputs, Retrain(setting)(W))
+
+
+def test_sums_over_data_on_a_dask_cluster(client, monkeypatch):
+    monkeypatch.setattr(_kronecker, "SHARD", 15)
+    expected = EKFAC().fit(small_mlp()).effects
+    with engine(client.get_executor()):
+        torch.testing.assert_close(EKFAC().fit(small_mlp()).effects, expected, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,151 @@
+"""Where heavy work is done and kept: `with engine(executor, bank):` around anything.
+
+    with engine(Processes(8), Bank("runs/bank", parameters=True)):
+        f_hat = EKFAC(models=5).fit(setting)  # its models from the bank or by workers, its sums over data by workers
+        solution = solve(task, f_hat)         # refits too
+        truth = Retrain(setting, seeds=range(5))(weights)
+
+Retraining is a map over runs; curvature, features and effects are maps over parts of the data. Parts depend on the data
+alone and results are used in their order, so that the numbers do not depend on the executor or on how many workers it
+has, to the last bit where the machines compute alike.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recipe.executors import ALONE, completed, dumps, loads
+
+if TYPE_CHECKING:
+    from recipe.stores.bank import Bank
+
+WINDOW = 32  # parts that are out at once: their answers are held until their turn comes
+KEPT = 4  # functions that a worker remembers
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Whose workers do heavy work (None: this process), and the bank that keeps what was trained (None: no bank)."""
+
+    executor: Executor | None = None
+    bank: "Bank | None" = None
+
+
+HERE = Engine()
+_ENGINE: ContextVar[Engine] = ContextVar("engine", default=HERE)
+
+
+@contextmanager
+def engine(executor: Executor | None = None, bank: "Bank | None" = None) -> Iterator[None]:
+    """Within: work goes to the executor's workers, and retrainings to the bank.
+
+    What is passed by itself, `Retrain(executor=..., bank=...)`, counts more. A bank that keeps parameters keeps the
+    models of ensembles too.
+
+    Args:
+        executor: any `concurrent.futures.Executor` whose workers are processes, see `recipe.executors`.
+        bank: where runs are looked up and kept.
+
+    Example:
+        >>> from estimators.influence import Influence
+        >>> from recipe import Bank, Newton, Setting
+        >>> data = (torch.randn(20, 3), torch.arange(20) % 2)
+        >>> setting = Setting(lambda: torch.nn.Linear(3, 2), data, data, Newton(l2=0.1))
+        >>> with engine(bank=Bank("memory://engine", parameters=True)):
+        ...     f_hat = Influence().fit(setting)  # its model stays in the bank
+    """
+    token = _ENGINE.set(Engine(executor, bank))
+    try:
+        yield
+    finally:
+        _ENGINE.reset(token)
+
+
+def current() -> Engine:
+    """The engine of this code."""
+    return _ENGINE.get()
+
+
+class Spread:
+    """A function of a part of the data, evaluated part by part here or by the engine's workers.
+
+    A worker is sent the function once, and then the arguments alone. Answers are tensors without a graph.
+
+    Args:
+        function: of the arguments of a part.
+        what: it does, for errors: "curvature".
+
+    Example:
+        >>> list(Spread(lambda i, x: x[i] ** 2, "squares")([(0,), (2,)], torch.arange(3)))
+        [tensor(0), tensor(4)]
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        self._function, self._what = function, what
+
+    def __call__(self, parts: Sequence[tuple[Any, ...]], *shared: Any) -> Iterator[Any]:
+        """`function(*part, *shared)` of every part, in their order."""
+        executor = current().executor
+        if executor is None or len(parts) < 2:
+            return (self._function(*part, *shared) for part in parts)
+        return self._elsewhere(executor, parts, shared)
+
+    def _elsewhere(self, executor: Executor, parts: Sequence[tuple[Any, ...]], shared: Any) -> Iterator[Any]:
+        for start in range(0, len(parts), WINDOW):
+            window = range(start, min(len(parts), start + WINDOW))
+            tasks = {i: dumps((_copied(parts[i]), shared, torch.is_grad_enabled()), "A part") for i in window}
+            answers: dict[int, Any] = {}
+            for function in (None, self._bytes):  # only those who do not have it are sent the function
+                asked = [i for i in window if i not in answers]
+                calls = [(self._key, tasks[i], function) for i in asked]
+                names = [f"computing {self._what}, part {i + 1} of {len(parts)}" for i in asked]
+                for place, answer in completed(executor, _evaluate, calls, names):
+                    if answer is not None:
+                        answers[asked[place]] = answer
+            yield from (loads(answers.pop(i)) for i in window)
+
+    @functools.cached_property
+    def _bytes(self) -> bytes:
+        return dumps(self._function, f"What is needed for {self._what}")
+
+    @functools.cached_property
+    def _key(self) -> str:
+        return hashlib.blake2b(self._bytes, digest_size=16).hexdigest()
+
+
+# ---- in a worker -----------------------------------------------------------------------------------------------------
+_FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _evaluate(key: str, arguments: bytes, function: bytes | None) -> bytes | None:
+    """The answer for a part; None where this worker does not have the function."""
+    with ALONE:
+        if key not in _FUNCTIONS:
+            if function is None:
+                return None
+            while len(_FUNCTIONS) >= KEPT:
+                _FUNCTIONS.pop(next(iter(_FUNCTIONS)))
+            _FUNCTIONS[key] = loads(function)
+        part, shared, grad = loads(arguments)
+        with torch.set_grad_enabled(grad):
+            answer = _FUNCTIONS[key](*part, *shared)
+        return dumps(answer.detach() if isinstance(answer, Tensor) else answer, "An answer")
+
+
+def _copied(argument: Any) -> Any:
+    """The same with tensors that have memory of their own, since a view travels with all that it is a view of."""
+    if isinstance(argument, Tensor):
+        return argument.clone()
+    if isinstance(argument, (tuple, list)):
+        return type(argument)(map(_copied, argument))
+    if isinstance(argument, dict):
+        return {name: _copied(value) for name, value in argument.items()}
+    return argument

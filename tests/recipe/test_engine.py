@@ -1,0 +1,104 @@
+"""Heavy work by other processes: the same numbers for sums, features and effects, models and runs in one bank."""
+
+import importlib
+from concurrent.futures import Executor
+
+import pytest
+import torch
+
+from estimators import _kronecker, _projections
+from estimators.ekfac import EKFAC
+from estimators.influence import Influence
+from estimators.logra import LoGra
+from estimators.tracin import GradDot
+from estimators.trak import TRAK
+from recipe import CG, Bank, Processes, Retrain, Stored, calculus, engine, random_subsets
+from recipe.engine import Spread
+from recipe.stores import effects
+from tests.worlds import small_mlp
+
+W = random_subsets(40, r=3, alpha=0.5, seed=0)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with Processes(2) as executor:
+        yield executor
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(calculus, "BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(calculus, "CACHE_BYTES", 2**10)
+    monkeypatch.setattr(_projections, "BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(_kronecker, "SHARD", 15)
+
+
+class Counted(Executor):
+    """Another executor, and what it was asked to do."""
+
+    def __init__(self, executor):
+        self.executor, self.asked = executor, []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.asked.append(args)
+        return self.executor.submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "maps"),
+    [
+        (EKFAC(), {"the curvature's factors", "effects"}),
+        (Influence(inverse=CG()), {"products with the curvature", "effects"}),
+        (TRAK(dimension=6), {"features of gradients"}),
+        (LoGra(rank=2), {"effects"}),
+        (GradDot(), {"effects"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_workers_give_the_same_effects(estimator, maps, processes, monkeypatch):
+    setting = small_mlp()
+    expected = estimator.fit(setting).effects
+    there, names = Counted(processes), set()
+    module = importlib.import_module("recipe.engine")
+    completed = module.completed
+
+    def noted(executor, function, tasks, called):
+        names.update(name.removeprefix("computing ").split(", part")[0] for name in called)
+        return completed(executor, function, tasks, called)
+
+    monkeypatch.setattr(module, "completed", noted)
+    with engine(there):
+        found = estimator.fit(setting).effects
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert maps <= names
+    assert there.asked
+
+
+def test_effects_on_disk_are_computed_by_workers_and_written_here(processes, tmp_path, monkeypatch):
+    monkeypatch.setattr(effects, "BLOCK_BYTES", 1)
+    setting, there = small_mlp(), Counted(processes)
+    with engine(there):
+        stored = Stored(GradDot(), tmp_path / "effects", dtype=torch.float32).fit(setting)
+    assert len(there.asked) >= 3
+    torch.testing.assert_close(stored.effects[:], GradDot().fit(setting).effects.float())
+
+
+def test_models_and_runs_share_the_bank(processes, tmp_path):
+    setting, bank = small_mlp(), Bank(tmp_path / "bank", parameters=True)
+    expected = EKFAC(models=2).fit(setting)(W)
+    with engine(processes, bank):
+        torch.testing.assert_close(EKFAC(models=2).fit(setting)(W), expected, rtol=1e-9, atol=1e-12)
+        outputs = Retrain(setting)(W)
+    there = Counted(processes)
+    with engine(there, bank):
+        assert torch.equal(Retrain(setting)(W), outputs)
+        Retrain(setting, seeds=(0, 1)).parameters(torch.ones(40, dtype=W.dtype))  # those of the ensemble
+    assert not there.asked
+    assert Retrain(setting).bank is None
+
+
+def test_an_error_says_in_which_part(processes):
+    with engine(processes), pytest.raises(ZeroDivisionError) as caught:
+        list(Spread(lambda i: 1 // i, "quotients")([(1,), (0,)]))
+    assert caught.value.__notes__ == ["while computing quotients, part 2 of 2"]
