@@ -21,7 +21,6 @@ Cost: the gradients of all points and outputs once a checkpoint, `(b, p)` at a t
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
+from recipe.stores import collected
 from recipe.training import progress
 from recipe.work import Work
 
@@ -112,8 +112,7 @@ def _compared(setting: Setting, runs: list[Trajectory], down: Projection, at: Ar
     def on(targets: Any, output: Measure | None) -> LinearDatamodel:
         return _compared(setting.on(targets, output), runs, down, at)
 
-    with torch.no_grad():
-        effects = torch.cat([effect(block) for block in calculus.blocks(setting, setting.pool)], 1)
+    effects = collected(effect, calculus.blocks(setting, setting.pool))
     return anchored(setting, [run.end for run in runs], at, effects, effect, on)
 
 

@@ -121,9 +121,7 @@ def test_threads_train_one_part_at_a_time():
 
 
 def test_what_cannot_travel_says_so():
-    with pytest.raises(
-        ValueError, match="The setting cannot travel to another process.*Keep open files and locks"
-    ):
+    with pytest.raises(ValueError, match="The setting cannot travel to another process.*Keep open files and locks"):
         dumps({"universe": threading.Lock()}, "The setting")
 
 

@@ -20,6 +20,7 @@ from estimators.empirical_influence import EmpiricalInfluence
 from estimators.exact_shapley import ExactShapley
 from estimators.influence import Influence
 from estimators.knn import KNN
+from estimators.less import LESS
 from estimators.newton_step import NewtonStep
 from estimators.regression import Regression
 from estimators.simfluence import Simfluence
@@ -75,7 +76,9 @@ def test_every_linear_estimator_can_keep_its_effects_on_disk(estimator, tmp_path
     torch.testing.assert_close(stored.effects[:].sum(0).double(), gradient, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("estimator", [EKFAC(), GradDot(), Similarity()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [EKFAC(), GradDot(), LESS(checkpoints=2), Similarity()], ids=lambda e: type(e).__name__
+)
 def test_white_box_estimators_write_blocks_of_points(estimator, tmp_path):
     f_hat = Stored(estimator, tmp_path / "effects").fit(small_mlp())
     assert f_hat.effects.chunks[1] < 40
