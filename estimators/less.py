@@ -54,6 +54,7 @@ class LESS:
         ValueError: a dimension below 1.
 
     Example:
+        >>> import torch
         >>> from recipe import AdamW, Loss, Setting
         >>> _ = torch.manual_seed(0)
         >>> data = (torch.randn(20, 3), torch.arange(20) % 2)
