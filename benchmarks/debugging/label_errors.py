@@ -1,7 +1,8 @@
 """Label errors: 10 % of the labels flipped at random; how well do scores tell them from the others?
 
-All scores of one draw are of the same five trained models. cleanlab runs in an environment of its own, whose
-interpreter `CLEANLAB_PYTHON` names, on the same out-of-fold probabilities as our confident learning.
+All scores of one draw are of the same five trained models. Confident learning, ours and cleanlab's, has five models a
+fold; cleanlab runs on the same out-of-fold probabilities in an environment of its own, whose interpreter
+`CLEANLAB_PYTHON` names.
 """
 
 import os
@@ -25,7 +26,8 @@ from estimators.logra import LoGra
 from recipe import SGD, Checkpoint, Margin, Retrain, Setting
 from recipe.digits import flip_labels
 
-DRAWS, MODELS, POINTS = range(3), 5, 5000
+DRAWS, MODELS, POINTS = range(10), 5, 5000
+OURS = "held-out margin"
 PEER = Path(__file__).parent / "peers" / "cleanlab_scores.py"
 
 
@@ -53,11 +55,8 @@ def scores(setting: Setting, seed: int) -> dict[str, Tensor]:
     models = [{name: t[k] for name, t in stacked.items()} for k in range(MODELS)]
     trained = replace(setting, checkpoints=tuple(Checkpoint(theta, member=k) for k, theta in enumerate(models)))
     itself = LoGra(models=MODELS).fit(trained.on(setting.pool, Margin()))
-    found = dict(label_errors(f, on_itself=itself, folds=0).scores)
-    one = f.with_seeds([seed])
-    found["confident learning, one model a fold"] = label_errors(one, folds=5).scores["confident learning"]
-    found |= cleanlab(out_of_fold(one, 5), setting.pool[1])
-    return found
+    found = dict(label_errors(f, on_itself=itself, folds=5).scores)
+    return found | cleanlab(out_of_fold(f, 5), setting.pool[1])
 
 
 def cleanlab(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -87,6 +86,14 @@ def main() -> None:
                 auroc = float(roc_auc_score(wrong.numpy(), score.detach().double().numpy()))
                 found.setdefault(method, {}).setdefault(name, []).append(auroc)
     rows: list[Any] = [(method, *(mean(by[name], 4) for name in names)) for method, by in found.items()]
+    rows += [
+        (
+            f"{OURS} minus {method}",
+            *(mean(torch.tensor(found[OURS][name]) - torch.tensor(by[name]), 5) for name in names),
+        )
+        for method, by in found.items()
+        if method == "training loss" or "cleanlab" in method
+    ]
     table(
         f"Label errors: AUROC with 10 % of the labels flipped, {len(DRAWS)} draws, {MODELS} models",
         ("score", *names),
