@@ -1,4 +1,4 @@
-"""Short scripts of `examples/` run as users run them."""
+"""Short scripts of `examples/` run as users run them, and find what they say they find."""
 
 import re
 import runpy
@@ -14,6 +14,17 @@ def run(name, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [name])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("forget_a_digit.py", r"one Newton step: 0\.0\d+ \((\d\d+) times smaller\)"),
+        ("blame_a_prediction.py", r"without \d+ of them, retrained: margin -"),
+    ],
+)
+def test_tasks(name, finding, capsys, monkeypatch):
+    assert re.search(finding, run(name, capsys, monkeypatch))
 
 
 def test_cite_a_context(capsys, monkeypatch):

@@ -1,9 +1,8 @@
-"""The README's snippet runs as printed, and the examples find what they say they find."""
+"""The README's snippet runs as printed."""
 
 import contextlib
 import io
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -35,17 +34,3 @@ def test_the_snippet_prints_what_the_readme_shows():
 def test_the_first_screen_is_the_recipe():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert [line.split()[0] for line in lines[5:9]] == ["f", "f_hat", "solution", "print(verify(solution,"]
-
-
-@pytest.mark.parametrize(
-    ("name", "finding"),
-    [
-        ("forget_a_digit.py", r"one Newton step: 0\.0\d+ \((\d\d+) times smaller\)"),
-        ("blame_a_prediction.py", r"without \d+ of them, retrained: margin -"),
-    ],
-)
-def test_examples(name, finding):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
-    assert re.search(finding, out.getvalue()), out.getvalue()
