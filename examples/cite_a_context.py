@@ -1,7 +1,10 @@
 """Citations: which sentences of a context made a language model say this?
 
     python examples/cite_a_context.py                  # a small model of word pairs, seconds
-    python examples/cite_a_context.py NAME             # a causal language model of HuggingFace, minutes on a CPU
+    python examples/cite_a_context.py NAME             # a causal language model of HuggingFace
+
+HuggingFaceTB/SmolLM2-135M-Instruct takes a minute on one core: the response should lose 16.0 nats, and loses 15.1, without the
+sentence that has it, and -.1 without a random one.
 
 The context is what scikit-learn says about three of its data sets. Random sentences are left out, the model is asked each time
 how likely the response still is, and a sparse regression tells what each sentence adds. Then the model is asked again
