@@ -5,7 +5,7 @@ mark on 20 % of the ones. Precision is the share of the group among as many targ
 are decomposed within the class (its own targets and training points), where the *first* component counts, and over all
 797 targets, where the classes come first and the best of 20 is shown.
 
-How effects are decomposed, and through which outputs, was chosen on another draw, 50.
+How effects are decomposed, through which outputs, and the rank were chosen on other draws, 50 to 53.
 """
 
 from collections.abc import Callable
