@@ -128,9 +128,10 @@ class Tangent:
 
     def push(self, setting: Setting, changes: Tensor) -> Tensor:
         """The move, without the inverse curvature, under changes of the weights, `(k, n) -> (k, p)`."""
-        start, pulls = 0, torch.as_tensor(0.0)
-        for part in calculus.passes(setting, setting.pool):
-            share = changes[:, start : start + batches.size(part)]
+        moved = changes.any(0).nonzero().squeeze(1)  # a forget set, say: few of all points
+        start, pulls, moves = 0, torch.as_tensor(0.0), changes[:, moved]
+        for part in calculus.passes(setting, batches.take(setting.pool, moved)) if len(moved) else ():
+            share = moves[:, start : start + batches.size(part)]
             start += batches.size(part)
             losses = partial(setting.losses, batch=part)
             pulls = pulls + calculus.pulled(setting, self.theta, losses, share)

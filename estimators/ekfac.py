@@ -45,6 +45,8 @@ class EKFAC:
             tenth of the mean eigenvalue of each layer.
         models: an ensemble of as many seeds; effects and bias are averaged. Ignored where the setting has checkpoints.
         seed: of the first model.
+        lazy: never compute all effects: a vector of weights costs one solve, and its gradient another, where the
+            effects cost one for every output. For a few questions on many outputs, such as a forget set's logits.
 
     Example:
         >>> import torch
@@ -63,6 +65,7 @@ class EKFAC:
     damping: float | None = None
     models: int = 1
     seed: int = 0
+    lazy: bool = False
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""
@@ -83,7 +86,7 @@ class EKFAC:
             ValueError: a layer whose gradients do not factorise, or outputs without a gradient.
         """
         check_layers(setting)
-        return fit_tangent(setting, self.models, self.seed, at, self._invert, queries=FactoredQueries)
+        return fit_tangent(setting, self.models, self.seed, at, self._invert, self.lazy, FactoredQueries)
 
     def _invert(self, point: Point) -> KroneckerInverse:
         return Kronecker(self.corrected, self.fisher, self.coupled).at(point, self.damping)

@@ -110,6 +110,7 @@ TANGENT = [
     Influence(),  # Gauss-Newton is the Hessian where the model is linear in its parameters
     Influence(inverse=CG(tolerance=1e-12)),
     NewtonStep(),
+    NewtonStep(steps=2),
     NewtonStep(curvature=GaussNewton(), inverse=CG(tolerance=1e-12)),
     EKFACCG(tolerance=1e-12),
     Influence(lazy=True),
@@ -122,6 +123,7 @@ ESTIMATORS = [
     *TANGENT,
     Influence(inverse=DataInf()),
     EKFAC(),
+    EKFAC(lazy=True),
     EKFAC(corrected=False, coupled=False),
     Regression(subsets=60),
     Regression(subsets=60, penalty=Ridge()),

@@ -1,16 +1,22 @@
 """Digits MLP, 5 % forgotten: distributions over 100 seeds of unlearned models beside those of retrained ones.
 
 Every method unlearns the same 100 deployed models (seeds 0 to 99) and is compared with 100 oracles (seeds 100 to 199);
-the floor is 100 other oracles (seeds 200 to 299) against those. How to predict and how to fine-tune was chosen on a
-random forget set (draw 100) that is not in the table; the baselines' learning rates are the best of a grid in
-hindsight, by KLoM on the forget set of the first ten models' mean margins, on the very sets of the table.
+the floor is 100 other oracles (seeds 200 to 299) against those. How to predict and how to fine-tune was chosen on
+random forget sets (draws 100, 101, 108, 115 and 116) that are not in the table; the baselines' learning rates are the
+best of a grid in hindsight, by the distance of the first ten models' mean margins, on the very sets of the table.
+
+The datamodel is fitted once for all forget sets: EK-FAC, corrected by a regression on 6 000 retrainings. What the mere
+size of the training set does is measured by itself, on 200 random sets of 95 % and 100 of all points.
 """
 
+import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,18 +24,22 @@ from torch import Tensor
 from applications.unlearning import SCRUB, Deployed, GradAscent, GradDiff, compare, subpopulation
 from applications.unlearning.evaluation import SPLITS, Evaluation, split
 from applications.unlearning.matching import match, sampled
-from benchmarks.tables import table
+from benchmarks.tables import mean, table
 from estimators.ekfac import EKFAC
-from estimators.newton_step import NewtonStep
-from recipe import CG, AdamW, Correct, GaussNewton, Logits, Margin, Setting, effects_of
+from estimators.regression import Regression, Ridge
+from recipe import AdamW, Correct, Logits, Margin, OutputFunction, Setting, TopMargin, effects_of, random_subsets
+from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.digits import MLP_SGD, load_digits, mlp
-from recipe.setting import Parameters
+from recipe.setting import Measure, Parameters
+from recipe.shards import outputs_of, train_runs
 
 MODELS = 100
-ESTIMATOR = NewtonStep(curvature=GaussNewton(), damping=0.002, inverse=CG(tolerance=5e-2), models=10)
-MATCHING = AdamW(epochs=20, batch_size=64, lr=1e-3)
+ESTIMATOR = Regression(subsets=6000, alpha=0.9, penalty=Ridge(), prior=EKFAC(models=5), seed=7000)
+SIZED = 200  # random sets of the retained size
+MATCHING = AdamW(epochs=100, batch_size=64, lr=1e-3, weight_decay=0.0, schedule="cosine")
 RETAINED = 3.0
+DRAWS = range(5)  # of random forget sets
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 Margins = dict[str, tuple[Tensor, float]]  # of each split: margins (models, points) and accuracy
@@ -41,11 +51,53 @@ def train(setting: Setting, weights: Tensor, seeds: Sequence[int]) -> list[Param
     return [{name: t[i].clone() for name, t in stacked.items()} for i in range(len(seeds))]
 
 
-def forget_sets(setting: Setting) -> dict[str, Tensor]:
+def forget_sets(setting: Setting) -> dict[str, list[Tensor]]:
     """Fifty points: at random, one end of the first principal component of the effects, half of a class."""
-    random = torch.randperm(setting.n, generator=torch.Generator().manual_seed(0))[:50]
+    random = [torch.randperm(setting.n, generator=torch.Generator().manual_seed(draw))[:50] for draw in DRAWS]
     group = subpopulation(effects_of(EKFAC(models=5).fit(setting)), 50)
-    return {"random": random, "subpopulation": group, "half of the eights": (setting.pool[1] == 8).nonzero()[:50, 0]}
+    return {
+        "random": random,
+        "subpopulation": [group],
+        "half of the eights": [(setting.pool[1] == 8).nonzero()[:50, 0]],
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Predicted changes of outputs when points are forgotten, and what their number alone changes.
+
+    Args:
+        f_hat: the datamodel.
+        sets: random sets of the retained size, `(r, n)`.
+    """
+
+    f_hat: OutputFunction
+    sets: Tensor
+
+    @classmethod
+    def fitted(cls, setting: Setting) -> "Change":
+        """Fit everything that does not depend on the forget set."""
+        return cls(ESTIMATOR.fit(setting), random_subsets(setting.n, r=SIZED, alpha=0.95, seed=77))
+
+    @cached_property
+    def sized(self) -> list[Parameters]:
+        """Models of the random sets."""
+        setting = cast(Setting, self.f_hat.setting)
+        return train_runs(setting, self.sets, range(8000, 8000 + SIZED))
+
+    @cached_property
+    def full(self) -> list[Parameters]:
+        """Other models of all points."""
+        setting = cast(Setting, self.f_hat.setting)
+        return train(setting, torch.ones(setting.n), range(900, 1000))
+
+    def on(self, data: Batch, output: Measure) -> Callable[[Tensor], Tensor]:
+        """What predicts the change of an output on some data, `keep (n,) -> (m,)`."""
+        there = self.f_hat.on(data, output)
+        setting = cast(Setting, there.setting)
+        sized, full = (outputs_of(setting, models).mean(0) for models in (self.sized, self.full))
+        size = (sized - full) - there(self.sets).mean(0)
+        return lambda keep: there(keep) + size
 
 
 def logits_on(setting: Setting, splits: Sequence[Batch], models: Sequence[Parameters]) -> list[Tensor]:
@@ -76,8 +128,16 @@ def best_of(grid: Sequence[Any], deployed: Sequence[Deployed], keep: Tensor, for
     return min(grid, key=distance)
 
 
-def evaluations(setting: Setting, held_out: Batch, forget: Tensor, start: list[Parameters]) -> dict[str, Evaluation]:
-    """Every method on one forget set."""
+def evaluations(
+    setting: Setting,
+    held_out: Batch,
+    forget: Tensor,
+    start: list[Parameters],
+    change: Change,
+    changes: Sequence[tuple[Measure, Callable[[Tensor], Tensor]]],
+) -> dict[str, Evaluation]:
+    """Every method on one forget set; `changes` of margins, and of those to the best other class, on all points."""
+    whole = batches.concatenate(setting.pool, held_out)
     keep = torch.ones(setting.n).index_fill(0, forget, 0.0)
     splits = split(setting, forget, held_out)
 
@@ -107,19 +167,16 @@ def evaluations(setting: Setting, held_out: Batch, forget: Tensor, start: list[P
 
         return run
 
-    f_hat = ESTIMATOR.fit(setting)
-
-    def change(data: Batch) -> Tensor:
-        there = f_hat.on(data, Logits())
-        return (there(keep) - there(torch.ones(setting.n))).view(there.output_shape)
-
     def direct() -> Margins:
-        predicted = [z + change(data) for z, data in zip(logits_on(setting, splits, start), splits, strict=True)]
-        return margins_of(predicted, splits)
+        places = [(keep == 0).nonzero().squeeze(1), keep.nonzero().squeeze(1), torch.arange(setting.n, len(whole[1]))]
+        margins, tops = (outputs_of(setting.on(whole, output), start) + predict(keep) for output, predict in changes)
+        return {
+            k: (margins[:, at], float((tops[:, at] > 0).float().mean())) for k, at in zip(SPLITS, places, strict=True)
+        }
 
     def dmm() -> Margins:
         data = sampled(setting, keep, RETAINED, 0)
-        moved = change(data)
+        moved = change.on(data, Logits())(keep).view(batches.size(data), -1)
         with torch.enable_grad():
             return seen([
                 match(one, data, setting.predict(one.parameters, data).detach() + moved, MATCHING, one.seed)
@@ -136,7 +193,8 @@ def evaluations(setting: Setting, held_out: Batch, forget: Tensor, start: list[P
     }
     for name, grid in grids.items():
         method = best_of(grid, deployed, keep, splits[0], oracles["forget"][0])
-        add(f"{name}, lr {method.lr:g}", each(method))
+        print(f"{name}: lr {method.lr:g}", file=sys.stderr)
+        add(name, each(method))
     return result
 
 
@@ -147,17 +205,36 @@ def main() -> None:
     digits = load_digits()
     setting = Setting(mlp, digits.train, digits.targets, MLP_SGD)
     start = train(setting, torch.ones(setting.n), range(MODELS))
+    change, whole = Change.fitted(setting), batches.concatenate(setting.pool, digits.test)
+    changes = [(output, change.on(whole, output)) for output in (Margin(), TopMargin())]
     header = ("", *(f"KLoM {name} (floor)" for name in SPLITS), "W1 forget (floor)", "error forget (floor)",
               "U-LiRA (oracles)", "accuracy forget, held out (oracles)", "CPU of a retraining")  # fmt: skip
-    for name, forget in forget_sets(setting).items():
-        rows = []
-        for method, e in evaluations(setting, digits.test, forget, start).items():
-            d, h = e.splits["forget"], e.splits["held out"]
-            divergences = [f"{s.klom:.2f} ({s.klom_floor:.2f})" for s in e.splits.values()]
-            accuracy = f"{d.accuracy:.3f}, {h.accuracy:.3f} ({d.oracle_accuracy:.3f}, {h.oracle_accuracy:.3f})"
-            rows.append((
-                method, *divergences, f"{d.wasserstein:.2f} ({d.wasserstein_floor:.2f})",
-                f"{d.error:.3f} ({d.error_floor:.3f})", f"{e.membership[0]} ({e.membership[1].mean:.3f})", accuracy,
-                f"{e.time:.1%}",
-            ))  # fmt: skip
-        table(f"KL(unlearned || oracle), 95th percentiles, {name}", header, rows)
+    for name, sets in forget_sets(setting).items():
+        found = [evaluations(setting, digits.test, forget, start, change, changes) for forget in sets]
+        rows = [row(method, [each[method] for each in found]) for method in found[0]]
+        table(f"KL(unlearned || oracle), 95th percentiles, {name}, mean of {len(sets)}", header, rows)
+
+
+def row(method: str, found: Sequence[Evaluation]) -> tuple[str, ...]:
+    """Means over forget sets, and the standard errors of the divergences."""
+    splits = {k: [e.splits[k] for e in found] for k in SPLITS}
+    forget, held = splits["forget"], splits["held out"]
+    divergences = []
+    for of in splits.values():
+        values = torch.tensor([s.klom for s in of])
+        shown = mean(values, 2) if len(of) > 1 else f"{values[0]:.2f}"
+        divergences.append(f"{shown} ({average(s.klom_floor for s in of):.2f})")
+    return (
+        method, *divergences,
+        f"{average(s.wasserstein for s in forget):.2f} ({average(s.wasserstein_floor for s in forget):.2f})",
+        f"{average(s.error for s in forget):.3f} ({average(s.error_floor for s in forget):.3f})",
+        f"{average(e.membership[0].mean for e in found):.3f} ({average(e.membership[1].mean for e in found):.3f})",
+        f"{average(s.accuracy for s in forget):.3f}, {average(s.accuracy for s in held):.3f} "
+        f"({average(s.oracle_accuracy for s in forget):.3f}, {average(s.oracle_accuracy for s in held):.3f})",
+        f"{average(e.time for e in found):.1%}",
+    )  # fmt: skip
+
+
+def average(values: Iterable[float]) -> float:
+    """The mean."""
+    return statistics.fmean(values)

@@ -35,7 +35,12 @@ def main() -> None:
         f, ones = Retrain(setting), torch.ones(setting.n)
         tangent, step = Influence().fit(setting), NewtonStep().fit(setting)
         deployed = f(ones)
-        predictors = {"influence": tangent, "size-corrected": SizeCorrected(tangent), "Newton step": step}
+        predictors = {
+            "influence": tangent,
+            "size-corrected": SizeCorrected(tangent),
+            "Newton step": step,
+            "two Newton steps": NewtonStep(steps=2).fit(setting),
+        }
         for name, sets in forget_sets(effects_of(tangent), setting.n).items():
             task = Unlearning(sets, deployed)
             truth = f(task.retained(setting.n))  # (k, m)
