@@ -80,16 +80,18 @@ class Convex:
         gradient = None if isinstance(problem.feasible, Free) else _common(gradients)
         if gradient is not None:
             objective = cp.sum(cp.multiply(_array(gradient) * scale, variable))
-            relaxed = self._optimum(problem, objective, variable, constraints)
+            # The best subset for these scores is known without the program, which only bounds it: an interior point is
+            # enough, and fifty times faster than the simplex method's vertex at 100 000 points.
+            relaxed = self._optimum(problem, objective, variable, constraints, vertex=self.integer or bool(extra))
             # An objective that is linear only in pieces, such as a maximum, shows itself at the answer.
             gradient = _common([gradient, problem.gradient(relaxed)])
         if gradient is None:
             objective = scale * _trace(problem, variable, points[0], atol=1e-5 / abs(scale))
-            relaxed = self._optimum(problem, objective, variable, constraints)
+            relaxed = self._optimum(problem, objective, variable, constraints, vertex=True)
         return self._finish(problem, relaxed, gradient, _Extra(variable, extra))
 
-    def _optimum(self, problem: Problem, objective: Any, variable: Any, constraints: list[Any]) -> Tensor:
-        """Maximise and read the answer off the variable."""
+    def _optimum(self, problem: Problem, objective: Any, variable: Any, constraints: list[Any], vertex: bool) -> Tensor:
+        """Maximise and read the answer off the variable: of linear programs a vertex or any optimum."""
         program = cp.Problem(cp.Maximize(objective), constraints)
         if not program.is_dcp():
             raise ValueError(
@@ -102,7 +104,7 @@ class Convex:
                 "HiGHS solves linear mixed-integer problems; this objective or its constraints are not linear. "
                 "Use integer=False, which rounds and reports the gap."
             )
-        solver, options = (cp.HIGHS, {"mip_rel_gap": 0.0}) if linear else (cp.CLARABEL, {})
+        solver, options = (cp.HIGHS, {"mip_rel_gap": 0.0}) if linear and vertex else (cp.CLARABEL, {})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about an inaccurate solution: a warning of ours says what to do
