@@ -8,7 +8,8 @@ scored against a fixed bank of reference embeddings instead, those of a model tr
 
 with `u_i`, `v_i` the normalised embeddings of image and text and s the scale. It is additive over examples, so that
 training on it and measuring it are what this package is about. What is kept fixed is the price: the references are
-those of the model that made them.
+those of the model that made them. Take gradients at that model (as a checkpoint, or as what fine-tuning starts from):
+from other weights the loss has an easy way out, one embedding for everything that is far from all references.
 
 Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
 arXiv:2103.00020.
