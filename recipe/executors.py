@@ -97,7 +97,11 @@ def completed(
         while waiting or suspects or flying:
             while len(flying) < (1 if suspects else most) and (suspects or waiting):
                 i = (suspects or waiting).popleft()
-                flying[executor.submit(_in_worker, function, *tasks[i])] = i
+                try:
+                    flying[executor.submit(_in_worker, function, *tasks[i])] = i
+                except BrokenExecutor as error:
+                    _check_replaced(executor, names[i], deaths[i], error)
+                    raise
                 if deaths[i]:
                     break  # alone
             for future in wait(flying, return_when=FIRST_COMPLETED).done:

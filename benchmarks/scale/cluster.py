@@ -30,7 +30,7 @@ def main(runs: int = 1024) -> None:
         Client(cluster) as client,
         Processes(2) as processes,
     ):
-        for executor in (client.get_executor(), processes):
+        for executor in (None, client.get_executor(), processes):
             Retrain(setting, seeds=(1, 2), executor=executor)(masks[:64])  # start-up and imports do not count
         here, expected = timed()
         there, outputs = timed(client.get_executor())

@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -110,7 +111,7 @@ class Stored:
         parts = effects.split(width, 1)
         stored: Any = sink.collect(lambda part: part, parts, [part.shape[1] for part in parts])
         with torch.no_grad():
-            everything = torch.ones((), dtype=effects.dtype).expand(f_hat.n)
+            everything = torch.ones((), dtype=effects.dtype, device=effects.device).expand(f_hat.n)
             outputs = f_hat(everything)
         return LinearDatamodel(
             outputs, stored, f_hat.effect, at=everything, output_shape=f_hat.output_shape, on=f_hat.on
@@ -155,7 +156,7 @@ class _Sink:
         offset = random.randrange(len(wanted)) if wanted and not self.stored.redo else 0
         wanted = wanted[offset:] + wanted[:offset]
         spans = [store.span(block) for block in wanted]
-        groups = [[p for p, start in zip(parts, starts, strict=False) if low <= start < high] for low, high in spans]
+        groups = [parts[bisect_left(starts, low) : bisect_left(starts, high)] for low, high in spans]
         compute = partial(_block, function, None if self.stored.redo else self.stored.path)
         with progress_bar(len(wanted), "effects", unit="block") as bar:
             for block, values in zip(wanted, _mapped(compute, list(zip(wanted, groups, strict=True))), strict=True):

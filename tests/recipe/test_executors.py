@@ -107,6 +107,13 @@ def test_an_executor_that_does_not_replace_workers_says_so():
         Retrain(deadly(), executor=executor)(W[:2])
 
 
+def test_an_executor_that_is_broken_already_says_so_too():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
+        executor.submit(os._exit, 1).exception()
+        with pytest.raises(WorkerDiedError, match=r"A worker of ProcessPoolExecutor died while training seed 0"):
+            Retrain(small_mlp(), executor=executor)(W[:2])
+
+
 def test_an_error_of_a_run_keeps_its_type_and_says_which_run(processes):
     setting = replace(small_mlp(), algorithm=SGD(epochs=2, batch_size=8, lr=1e150, weight_decay=1e150))
     with pytest.raises(DivergedError, match="seed 5") as caught:
