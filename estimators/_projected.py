@@ -29,7 +29,7 @@ from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
 from recipe.stores import collected
 
-KEPT_BYTES = 2**30  # of features of the universe, over all models of an ensemble
+KEPT_BYTES = 2**27  # of features of the universe, over all models of an ensemble
 
 
 class Features(NamedTuple):

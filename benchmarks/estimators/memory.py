@@ -13,7 +13,7 @@ from estimators.trak import TRAK
 from recipe import SGD, Setting
 from recipe.setting import Checkpoint
 
-SIZES = (1_000, 10_000, 50_000)
+SIZES = (1_000, 10_000, 50_000, 200_000)
 TARGETS = 20
 ESTIMATORS = {"EKFAC": EKFAC(), "TRAK 512": TRAK(512)}
 
