@@ -5,7 +5,7 @@
 
 import importlib
 
-PARTS = ("noise", "skewed", "text", "captions", "speed")
+PARTS = ("noise", "skewed", "text", "captions", "metagradient", "speed")
 
 
 def main(names: tuple[str, ...] | list[str] = PARTS) -> None:
