@@ -1,6 +1,6 @@
 """Poisoning, measured by retraining victims: `python -m benchmarks poisoning`."""
 
-from benchmarks.poisoning import mnist, network
+from benchmarks.poisoning import mnist, network, targeted
 
 
 def main() -> None:
@@ -8,3 +8,4 @@ def main() -> None:
     for loss in mnist.LOSSES:
         mnist.show(loss)
     network.main()
+    targeted.main()
