@@ -1,7 +1,7 @@
-"""The four tasks, each against random and against doing nothing, by retraining.
+"""Selection, unlearning and poisoning, each against random and against doing nothing, by retraining.
 
 Selection and unlearning average over draws of the flipped labels and of the forget set, poisoning over draws of the
-poisons' start, debugging over targets; every figure is of models that were really retrained.
+poisons' start; every figure is of models that were really retrained. Debugging has benchmarks of its own.
 """
 
 import sys
@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from applications.data_selection import DataSelection
-from applications.debugging import as_predicted, blame, smallest_flip
 from applications.poisoning import Poisoning, random_label_flips
 from applications.unlearning import Unlearning
 from benchmarks.tables import mean, table
 from estimators.ekfac_cg import EKFACCG
 from estimators.influence import Influence
 from estimators.newton_step import NewtonStep
-from estimators.similarity import Similarity
 from recipe import (
     CG,
     Correct,
@@ -33,7 +31,6 @@ from recipe import (
     Setting,
     SizeCorrected,
     TopK,
-    TopMargin,
     solve,
 )
 from recipe.digits import LOGISTIC_SGD, MLP_SGD, flip_labels, load_digits, logistic, mlp
@@ -167,45 +164,9 @@ def show_poisoning() -> None:
     table(title, ("model", "", "target loss", "held-out accuracy"), rows)
 
 
-# ---- debugging -----------------------------------------------------------------------------------------------------
-SIZES = (1, 2, 4, 8, 16, 32)
-TARGETS = 50
-
-
-def show_debugging() -> None:
-    """How many blamed points flip a prediction of the MLP, over the 50 targets of lowest margin."""
-    setting = Setting(mlp, DIGITS.train, DIGITS.targets, MLP_SGD)
-    f = Retrain(setting, seeds=range(5))
-    f = f.on(as_predicted(f), TopMargin())
-    margins = f(torch.ones(setting.n))
-    positive = [int(t) for t in margins.argsort() if margins[t] > 0][:TARGETS]
-    generator = torch.Generator().manual_seed(0)
-    influence = Influence(models=5, inverse=CG(tolerance=0.05)).fit(f.setting)
-    similarity = Similarity(models=5).fit(f.setting)
-    orders = {
-        "influence": lambda t: blame(influence, t, SIZES[-1]).helpful,
-        "similarity": lambda t: blame(similarity, t, SIZES[-1]).helpful,
-        "random": lambda t: torch.randperm(setting.n, generator=generator),
-    }
-    rows = []
-    for name, order in orders.items():
-        found = {t: order(t) for t in positive}
-        f(torch.stack([torch.ones(setting.n).index_fill(0, found[t][:size], 0.0) for t in positive for size in SIZES]))
-        flips = [smallest_flip(found[t], f, t, SIZES).size for t in positive]  # the runs are remembered
-        ranked = sorted(size or float("inf") for size in flips)
-        median = ranked[len(ranked) // 2]
-        censored = sum(size is None for size in flips)
-        rows.append((name, f"{median}" if median <= SIZES[-1] else f"> {SIZES[-1]}", f"{censored} of {len(flips)}"))
-        print(f"debugging by {name}: {rows[-1][1:]}", file=sys.stderr, flush=True)
-    header = ("removed first by", "median removals to flip", f"not flipped by {SIZES[-1]}")
-    table(
-        f"Debugging: removals that flip the {len(positive)} predictions of lowest margin (MLP, 5 seeds)", header, rows
-    )
-
-
 def main() -> None:
-    """All four tables."""
-    for show in (show_selection, show_unlearning, show_poisoning, show_debugging):
+    """All three tables."""
+    for show in (show_selection, show_unlearning, show_poisoning):
         show()
 
 

@@ -39,7 +39,7 @@ from recipe.notes import note
 from recipe.setting import Parameters, Setting
 from recipe.work import Products
 
-SHARD = 2**13  # examples whose sums are taken together
+SHARD = 2**10  # examples whose sums are taken together
 
 
 @dataclass(frozen=True)

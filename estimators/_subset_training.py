@@ -1,7 +1,6 @@
 """Outputs after training on subsets of the points: what regression, empirical influence and game values are made of."""
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,6 @@ from recipe.problem import Arguments
 from recipe.random_subsets import random_subsets
 from recipe.retrain import Retrain
 from recipe.setting import Measure, Setting
-from recipe.stores import Bank
 
 STREAM = 20_220_202  # added to the seed of the subsets: random_subsets(seed=0) must not score a fit on its own subsets
 
@@ -43,28 +41,20 @@ class SubsetTraining:
     n: int
 
     @classmethod
-    def of(
-        cls,
-        setting: Setting,
-        at: Arguments | None = None,
-        bank: Bank | None = None,
-        executor: Executor | None = None,
-    ) -> "SubsetTraining":
+    def of(cls, setting: Setting, at: Arguments | None = None) -> "SubsetTraining":
         """Training as `fit(setting, at)` means it.
 
         Args:
             setting: what to train.
             at: `(weights, added)`: the points with positive weight, whatever it is, come and go, and the added examples
                 are always in. Default: all points.
-            bank: where retrainings are looked up and kept.
-            executor: whose workers train.
 
         Raises:
             ValueError: weights that do not fit the setting.
         """
         weights, added = at or (torch.ones(setting.n), None)
         w = setting.check_weights(weights).detach()
-        f = Retrain(_with_added(setting, added), bank=bank, executor=executor)
+        f = Retrain(_with_added(setting, added))
         return cls(f, (w > 0).nonzero().squeeze(1), setting.n)
 
     @property

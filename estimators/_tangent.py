@@ -129,12 +129,10 @@ class Tangent:
     def push(self, setting: Setting, changes: Tensor) -> Tensor:
         """The move, without the inverse curvature, under changes of the weights, `(k, n) -> (k, p)`."""
         moved = changes.any(0).nonzero().squeeze(1)  # a forget set, say: few of all points
-        start, pulls, moves = 0, torch.as_tensor(0.0), changes[:, moved]
-        for part in calculus.passes(setting, batches.take(setting.pool, moved)) if len(moved) else ():
-            share = moves[:, start : start + batches.size(part)]
-            start += batches.size(part)
-            losses = partial(setting.losses, batch=part)
-            pulls = pulls + calculus.pulled(setting, self.theta, losses, share)
+        pulls: Tensor | float = 0.0
+        for index in moved.split(calculus.examples_at_once(setting, setting.pool)):
+            losses = partial(setting.losses, batch=batches.take(setting.pool, index))
+            pulls = pulls + calculus.pulled(setting, self.theta, losses, changes[:, index])
         decay = _decay(setting) * changes.sum(1, keepdim=True) * setting.flat(self.theta)
         return -(pulls + decay) / self.total
 
@@ -176,16 +174,11 @@ class TangentDatamodel(LinearDatamodel):
         self._touched = torch.stack([setting.outputs(t.theta).detach() for t in tangents]).mean(0)
         some = torch.randn(1, self.m, generator=torch.Generator().manual_seed(0)).to(self._touched)
         calculus.check_gradient(setting, calculus.pulled(setting, tangents[0].theta, setting.outputs, some))
+        self._base = self._touched
+        if added is not None and batches.size(added):
+            self._base = self._touched - self.effect(added).sum(1).detach()
         if not lazy:
             check_effects(self.effects)  # now, as a part of the fit
-
-    @cached_property
-    def _base(self) -> Tensor:  # type: ignore[override]
-        """The outputs where the tangent touches, without what was added there."""
-        old = self._added
-        if old is None or not batches.size(old):
-            return self._touched
-        return self._touched - self.effect(old).sum(1).detach()
 
     @cached_property
     def effects(self) -> Tensor:  # type: ignore[override]

@@ -22,8 +22,7 @@ the nearest linear function: Hammer & Holzman, "Approximations of Pseudo-Boolean
 Theory", 1992. Deviations: outputs in place of a utility; every run has a seed of its own. Cost: the retrainings.
 """
 
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -34,7 +33,6 @@ from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
-from recipe.stores import Bank
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,6 @@ class Banzhaf:
     Args:
         subsets: how many models to train; run i trains with the seed `seed + i`.
         seed: of the sets and of the first run.
-        bank: where retrainings are looked up before they are trained, and kept.
-        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
         ValueError: fewer than two subsets.
@@ -62,8 +58,6 @@ class Banzhaf:
 
     subsets: int
     seed: int = 0
-    bank: Bank | None = field(default=None, compare=False, repr=False)
-    executor: Executor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.subsets < 2:
@@ -89,7 +83,7 @@ class Banzhaf:
         Raises:
             ValueError: weights that do not fit the setting, or so few subsets that a point is in all or in none.
         """
-        training = SubsetTraining.of(setting, at, self.bank, self.executor)
+        training = SubsetTraining.of(setting, at)
         generator = torch.Generator().manual_seed(self.seed + STREAM)
         subsets = (torch.rand(self.subsets, training.k, generator=generator) < 0.5).float()
         return fit_differences(training, subsets, self.seed)

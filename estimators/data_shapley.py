@@ -25,8 +25,7 @@ regression says more about sets.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +38,6 @@ from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
-from recipe.stores import Bank
 from recipe.training import progress_bar
 from recipe.work import Work
 
@@ -56,8 +54,6 @@ class DataShapley:
         tolerance: stop earlier, at a standard error of this share of the effects; 0 draws all permutations.
         truncation: cut a permutation short where it has all but this share of what all points achieve; 0 never does.
         seed: of the permutations and of the first one's runs.
-        bank: where retrainings are looked up before they are trained, and kept.
-        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
         ValueError: fewer than two permutations, or a tolerance or truncation that is not at least 0 and below 1.
@@ -77,8 +73,6 @@ class DataShapley:
     tolerance: float = 0.1
     truncation: float = 0.01
     seed: int = 0
-    bank: Bank | None = field(default=None, compare=False, repr=False)
-    executor: Executor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.permutations < 2:
@@ -112,7 +106,7 @@ class DataShapley:
         Raises:
             ValueError: weights that do not fit the setting.
         """
-        return self._valued(SubsetTraining.of(setting, at, self.bank, self.executor))
+        return self._valued(SubsetTraining.of(setting, at))
 
     def _valued(self, training: SubsetTraining) -> SampledDatamodel:
         def on(targets: Any, output: Measure | None) -> SampledDatamodel:

@@ -18,8 +18,7 @@ points, our default is the half that `Regression` trains on: with one seed, both
 retrainings.
 """
 
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from estimators._differences import differences_cost, fit_differences
 from estimators._sampled import SampledDatamodel
@@ -28,7 +27,6 @@ from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
-from recipe.stores import Bank
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,6 @@ class EmpiricalInfluence:
         subsets: how many models to train; run i trains with the seed `seed + i`.
         alpha: the share of the points in a subset, between 0 and 1.
         seed: of the subsets and of the first run.
-        bank: where retrainings are looked up before they are trained, and kept.
-        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
         ValueError: fewer than two subsets, or a share that is not between 0 and 1.
@@ -59,8 +55,6 @@ class EmpiricalInfluence:
     subsets: int
     alpha: float = 0.5
     seed: int = 0
-    bank: Bank | None = field(default=None, compare=False, repr=False)
-    executor: Executor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.subsets < 2:
@@ -89,5 +83,5 @@ class EmpiricalInfluence:
             ValueError: weights that do not fit the setting, or so few points or subsets that a point is in all or in
                 none of them.
         """
-        training = SubsetTraining.of(setting, at, self.bank, self.executor)
+        training = SubsetTraining.of(setting, at)
         return fit_differences(training, training.draw(self.subsets, self.alpha, self.seed), self.seed)

@@ -17,8 +17,7 @@ Reference: Shapley, "A Value for n-Person Games", 1953. Cost: `models 2^n` retra
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import comb
 from typing import Any
 
@@ -30,7 +29,6 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
-from recipe.stores import Bank
 from recipe.work import Work
 
 PLAYERS = 12  # at most: 4 096 coalitions
@@ -45,8 +43,6 @@ class ExactShapley:
     Args:
         models: seeds to average the outputs over.
         seed: the first of them.
-        bank: where retrainings are looked up before they are trained, and kept.
-        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
         ValueError: fewer than one model.
@@ -63,8 +59,6 @@ class ExactShapley:
 
     models: int = 1
     seed: int = 0
-    bank: Bank | None = field(default=None, compare=False, repr=False)
-    executor: Executor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.models < 1:
@@ -90,7 +84,7 @@ class ExactShapley:
         Raises:
             ValueError: weights that do not fit the setting, or more than 12 players.
         """
-        training = SubsetTraining.of(setting, at, self.bank, self.executor)
+        training = SubsetTraining.of(setting, at)
         _check_players(training.k)
         return self._valued(training)
 

@@ -49,6 +49,9 @@ class NewtonStep:
             stops early, one is enough: the steps lead to a minimum that training does not reach. The gradient in the
             weights is that of the last step.
 
+    Raises:
+        ValueError: fewer than one step.
+
     Example:
         On least squares, the prediction of any subset is exact:
 
@@ -68,6 +71,10 @@ class NewtonStep:
     models: int = 1
     seed: int = 0
     steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"NewtonStep takes at least one step; got steps={self.steps}.")
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""

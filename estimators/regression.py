@@ -27,8 +27,7 @@ Deviations: every run has a seed of its own, so that the noise of initialisation
 retrainings and the prior. The regression itself takes about a second for 1 000 points, 200 outputs and 2 000 subsets.
 """
 
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +42,6 @@ from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
-from recipe.stores import Bank
 from recipe.work import Work
 
 __all__ = ["Lasso", "Penalty", "Regression", "Ridge", "regress", "regress_residual"]
@@ -60,8 +58,6 @@ class Regression:
         prior: a cheaper estimator, such as `Influence(models=5)`, whose residual is regressed: with the same accuracy
             it saves most of the retrainings. Of a datamodel that is not linear, its gradient at full weights.
         seed: of the subsets and of the first run.
-        bank: where retrainings are looked up before they are trained, and kept.
-        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
         ValueError: fewer than two subsets, or a share that is not between 0 and 1.
@@ -81,8 +77,6 @@ class Regression:
     penalty: Penalty = Lasso()
     prior: Estimator | None = None
     seed: int = 0
-    bank: Bank | None = field(default=None, compare=False, repr=False)
-    executor: Executor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.subsets < 2:
@@ -117,7 +111,7 @@ class Regression:
             ValueError: weights that do not fit the setting, so few points that every subset is empty or full, or a
                 prior that is not differentiable in the weights.
         """
-        training = SubsetTraining.of(setting, at, self.bank, self.executor)
+        training = SubsetTraining.of(setting, at)
         subsets = training.draw(self.subsets, self.alpha, self.seed)
         prior = None if self.prior is None else self.prior.fit(setting, at)
         return self._regressed(training, subsets, prior, None if at is None else at[1])

@@ -323,8 +323,13 @@ def factored(setting: Setting, batch: Batch, copies: int = 1) -> list[Batch]:
 
 def passes(setting: Setting, batch: Batch) -> list[Batch]:
     """The batch in parts whose activations fit `BLOCK_BYTES` in one pass through the model."""
-    rows = max(1, BLOCK_BYTES // (32 * _width(setting, batch)))
+    rows = examples_at_once(setting, batch)
     return [batches.take(batch, slice(i, i + rows)) for i in range(0, batches.size(batch), rows)]
+
+
+def examples_at_once(setting: Setting, batch: Batch) -> int:
+    """How many examples like these have activations that fit `BLOCK_BYTES` in one pass through the model."""
+    return max(1, BLOCK_BYTES // (32 * _width(setting, batch)))
 
 
 def _rows(p: int) -> int:

@@ -16,8 +16,7 @@ Cost: r retrainings. What is calibrated at subsets of one size is right at that 
 the points is about twice that at nearly all of them.
 """
 
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ from recipe.problem import Arguments
 from recipe.random_subsets import random_subsets
 from recipe.retrain import Retrain
 from recipe.setting import Measure, Setting
-from recipe.stores import Bank
 from recipe.work import Work
 
 STREAM = 19_860_901  # added to the seed of the subsets: random_subsets(seed=0) must not score a fit on its own subsets
@@ -84,8 +82,6 @@ class Calibrated:
         subsets: how many models to train; run i trains with the seed `seed + i`.
         alpha: the share of the points in a subset, between 0 and 1. Calibrate near the size that you will ask about.
         seed: of the subsets and of the first run.
-        bank: where retrainings are looked up before they are trained, and kept.
-        executor: whose workers train, see `recipe.executors`; default this process.
 
     Raises:
         ValueError: fewer than two subsets, or a share that is not between 0 and 1.
@@ -103,8 +99,6 @@ class Calibrated:
     subsets: int
     alpha: float = 0.5
     seed: int = 0
-    bank: Bank | None = field(default=None, compare=False, repr=False)
-    executor: Executor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.subsets < 2:
@@ -128,9 +122,7 @@ class Calibrated:
         """
         weights, added = at or (torch.ones(setting.n, dtype=setting.dtype), None)
         runs = self._subsets(setting.check_weights(weights).detach())
-        return self._calibrated(
-            self.estimator.fit(setting, at), Retrain(setting, bank=self.bank, executor=self.executor), runs, added
-        )
+        return self._calibrated(self.estimator.fit(setting, at), Retrain(setting), runs, added)
 
     def _calibrated(self, f_hat: OutputFunction, f: Retrain, runs: Tensor, added: Batch | None) -> Scaled:
         def on(targets: Any, output: Measure | None) -> Scaled:

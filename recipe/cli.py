@@ -7,8 +7,8 @@ returns one. Estimators, solvers and tasks are found by entry point (`recipe.plu
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,19 +19,15 @@ from torch import Tensor
 from recipe import bank_commands, plugins
 from recipe import batch as batches
 from recipe.arguments import read_entry, read_numbers, read_points, read_quota, read_range, read_size
-from recipe.cost import Cost, cost_of
-from recipe.datamodel import OutputFunction
+from recipe.cost import cost_of
 from recipe.exports import SUFFIXES
 from recipe.feasible import Box
+from recipe.job import DEFAULTS, INFLUENCE, Job, announce, models_of, name_of, training_sets
 from recipe.lds import lds as score
-from recipe.options import Choice, Options, TaskOptions, command, say, text_of, user_errors
+from recipe.options import Options, TaskOptions, command, say, text_of, user_errors
 from recipe.outputs import Loss, TopMargin
-from recipe.problem import Task
 from recipe.random_subsets import random_subsets
-from recipe.record import summary
 from recipe.retrain import Retrain
-from recipe.run import Solution, solve, verify
-from recipe.setting import Measure
 
 app = typer.Typer(
     help="Write a task over model outputs, plug in a data attribution estimate, solve, verify by really retraining.",
@@ -41,75 +37,6 @@ app = typer.Typer(
 )
 
 app.add_typer(bank_commands.app, name="bank")
-
-INFLUENCE, TOP_K = Choice("influence"), Choice("top-k")
-DEFAULTS = {  # of a task: estimator and solver
-    "select": (INFLUENCE, TOP_K),
-    "unlearn": (Choice("newton-step", ("curvature=GaussNewton()",)), Choice("convex")),
-    "poison": (INFLUENCE, Choice("gradient-ascent", ("lr=0.05", "steps=50"))),
-    "debug": (INFLUENCE, TOP_K),
-}
-
-
-# ---- a task on a setting -------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Job:
-    """A task to solve on a setting: all that is known before anything is trained.
-
-    Args:
-        options: what the user asked for.
-        kind: the task's class.
-        estimator: what fits the datamodel.
-        solver: what solves the problem.
-        f: the true outputs, measured as the task wants.
-        helpers: the module with what goes with the task.
-    """
-
-    options: TaskOptions
-    kind: Any
-    estimator: Any
-    solver: Any
-    f: Retrain
-    helpers: Any
-
-    @classmethod
-    def of(cls, name: str, options: TaskOptions, output: Measure | None = None) -> "Job":
-        """Everything that the task needs; `output` is what it measures, default the setting's own."""
-        kind = plugins.find(plugins.TASKS, name)
-        by_default, solver_by_default = DEFAULTS[name]
-        solver = solver_by_default.build(plugins.SOLVERS, options.solver, options.solver_assignments)
-        estimator, f = options.prepare(by_default)
-        return cls(options, kind, estimator, solver, f.on(output=output), plugins.module(plugins.TASKS, name))
-
-    def announce(self, sets: int, before: int = 0) -> None:
-        """Say what it will cost.
-
-        Args:
-            sets: how many training sets a verification retrains.
-            before: how many of these models are trained before the datamodel is fitted.
-        """
-        seeds = self.options.seeds
-        refits = getattr(self.solver, "refit", None) or 0
-        later = max(0, seeds * sets - before)
-        fitted = _models(self.estimator, self.f) * (1 + refits)
-        fit = f"to fit {_name(self.estimator)}"
-        costs = {
-            fit: lambda: (1 + refits) * cost_of(self.estimator, self.f.setting),
-            "to verify": lambda: self.f.cost(sets),
-        }
-        _announce(
-            self.f, {"to start from": before, fit: fitted, "to verify": later}, costs if seeds else {fit: costs[fit]}
-        )
-
-    def answer(self, task: Task) -> tuple[OutputFunction, Solution, dict[str, Any]]:
-        """Fit, solve and verify: the datamodel, the solution and the parts of a report."""
-        f_hat = self.estimator.fit(self.f.setting)
-        try:
-            solution = solve(task, f_hat, self.solver, self.estimator, self.f.setting)
-        except TypeError as error:  # a solver that was made for other decisions
-            raise ValueError(f"{_name(self.solver)} cannot solve {_name(task)}: {error}") from error
-        parts = {"solution": solution, "verification": verify(solution, self.f) if self.options.seeds else None}
-        return f_hat, solution, parts
 
 
 @command(app, "select")
@@ -146,7 +73,7 @@ def select(
         exclude=None if exclude is None else read_points(exclude),
         repeats=repeats,
     )
-    job.announce(_sets(task, job.f))
+    job.announce(training_sets(task, job.f))
     _, solution, parts = job.answer(task)
     if write is not None:
         solution.write(write)
@@ -211,7 +138,7 @@ def poison(
     threat = {"budget": count, "low": low, "high": high, "near": near, "passes percentile": passes, "seed": seed}
     passing = box if passes is None else job.helpers.let_through(job.f.setting, start, box, key, passes)
     task = job.kind(start, passing, key)
-    job.announce(_sets(task, job.f))
+    job.announce(training_sets(task, job.f))
     _, solution, parts = job.answer(task)
     poisons = job.helpers.Poisons(task.batch(solution.decision), start, key, threat)
     return options.report({**parts, "poisons": poisons if options.out is not None else None})
@@ -229,7 +156,7 @@ def debug(
     if not 0 <= target < job.f.output_shape[0]:
         raise ValueError(f"Expected a target from 0 to {job.f.output_shape[0] - 1}; got {target}.")
     task = job.kind(target, remove)
-    job.announce(_sets(task, job.f), before=len(job.f.seeds))
+    job.announce(training_sets(task, job.f), before=len(job.f.seeds))
     predicted = job.helpers.as_predicted(job.f)
     job = replace(job, f=job.f.on(predicted, TopMargin()))
     f_hat, solution, parts = job.answer(task)
@@ -283,9 +210,9 @@ def lds(
         raise ValueError("The LDS compares with retraining, so it needs at least one seed; got --seeds 0.")
     estimator, f = options.prepare(INFLUENCE)
     drawn = random_subsets(f.n, subsets, alpha, seed)
-    fit = f"to fit {_name(estimator)}"
+    fit = f"to fit {name_of(estimator)}"
     costs = {fit: lambda: cost_of(estimator, f.setting), "to compare with": lambda: f.cost(subsets)}
-    _announce(f, {fit: _models(estimator, f), "to compare with": subsets * options.seeds}, costs)
+    announce(f, {fit: models_of(estimator, f), "to compare with": subsets * options.seeds}, costs)
     return options.report({"lds": score(estimator.fit(f.setting), f, drawn)})
 
 
@@ -358,43 +285,6 @@ def _about(group: str, name: str) -> str:
 def _listed(title: str, entries: Mapping[str, Mapping[str, str]]) -> str:
     width = max((len(name) for name in entries), default=0)
     return "\n".join([title, *(f"  {name:<{width}}  {entry['about']}" for name, entry in entries.items())])
-
-
-# ---- words ---------------------------------------------------------------------------------------------------------
-def _announce(f: Retrain, runs: Mapping[str, int], costs: Mapping[str, Callable[[], Cost]]) -> None:
-    """The size of the setting, how many models will be trained for what, and what that will cost."""
-    models = ", ".join(f"{count} {why}" for why, count in runs.items() if count) or "none"
-    say(f"n = {f.n} training points, m = {f.m} outputs, p = {f.setting.p} parameters. Models to train: {models}.")
-    for why, cost in costs.items():
-        say(f"Expected {why}: {_expected(cost)}.")
-
-
-def _expected(cost: Callable[[], Cost]) -> str:
-    """A cost, or why it is not known: an estimate that fails stops nobody."""
-    try:
-        return str(cost())
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        return f"not known ({next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')})"
-
-
-def _models(estimator: Any, f: Retrain) -> int:
-    """How many models a fit trains, by the names that estimators give these numbers."""
-    known = summary(estimator) if is_dataclass(estimator) else {}
-    models = 0 if f.setting.checkpoints else known.get("models", 0)
-    return int(models + known.get("subsets", 0))
-
-
-def _name(value: Any) -> str:
-    return type(value).__name__
-
-
-def _sets(task: Task, f: Retrain) -> int:
-    """How many training sets a verification retrains: the solution's and the baselines'. Raises where `f` does not fit.
-
-    A baseline that is a function trains its decision, and what it looks at, which another baseline trains anyway.
-    """
-    baselines = task.problem(f).baselines.values()
-    return 1 + sum(1 if isinstance(b, Tensor) or callable(b) else len(b) for b in baselines)
 
 
 def _where(chosen: Tensor) -> list[int]:

@@ -27,8 +27,8 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.cost import Cost
 from recipe.notes import taking_notes
-from recipe.selection import same_values
 from recipe.setting import Measure, Parameters, Setting, check_values
+from recipe.values import same_values
 
 READ_BYTES = 2**24  # of effects that are read at once
 BLOCK_BYTES = 2**20  # of effects that are multiplied at once: they stay in the processor's cache

@@ -10,8 +10,12 @@ alone and results are used in their order, so that the numbers do not depend on 
 has, to the last bit where the machines compute alike.
 """
 
+import contextlib
 import functools
-import hashlib
+import os
+import tempfile
+import uuid
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from recipe.stores.bank import Bank
 
 WINDOW = 32  # parts that are out at once: their answers are held until their turn comes
-KEPT = 4  # functions that a worker remembers
+KEPT = 2  # functions that a worker remembers: each may hold the data
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def current() -> Engine:
 class Spread:
     """A function of a part of the data, evaluated part by part here or by the engine's workers.
 
-    A worker is sent the function once, and then the arguments alone. Answers are tensors without a graph.
+    The function lies in a file while this object lives, which a worker reads once; one that cannot (of another machine)
+    is sent it. Answers are tensors without a graph.
 
     Args:
         function: of the arguments of a part.
@@ -101,36 +106,49 @@ class Spread:
     def _elsewhere(self, executor: Executor, parts: Sequence[tuple[Any, ...]], shared: Any) -> Iterator[Any]:
         for start in range(0, len(parts), WINDOW):
             window = range(start, min(len(parts), start + WINDOW))
-            tasks = {i: dumps((_copied(parts[i]), shared, torch.is_grad_enabled()), "A part") for i in window}
-            answers: dict[int, Any] = {}
-            for function in (None, self._bytes):  # only those who do not have it are sent the function
-                asked = [i for i in window if i not in answers]
-                calls = [(self._key, tasks[i], function) for i in asked]
-                names = [f"computing {self._what}, part {i + 1} of {len(parts)}" for i in asked]
-                for place, answer in completed(executor, _evaluate, calls, names):
-                    if answer is not None:
-                        answers[asked[place]] = answer
+            tasks = {i: dumps((parts[i], shared, torch.is_grad_enabled()), "A part") for i in window}
+            names = {i: f"computing {self._what}, part {i + 1} of {len(parts)}" for i in window}
+            answers = self._answers(executor, tasks, names, None)
+            if unread := {i: task for i, task in tasks.items() if answers[i] is None}:
+                with open(self._path, "rb") as file:
+                    answers |= self._answers(executor, unread, names, file.read())
             yield from (loads(answers.pop(i)) for i in window)
 
+    def _answers(
+        self, executor: Executor, tasks: dict[int, bytes], names: dict[int, str], function: bytes | None
+    ) -> dict[int, Any]:
+        calls, numbers = [(self._key, self._path, task, function) for task in tasks.values()], list(tasks)
+        done = completed(executor, _evaluate, calls, [names[i] for i in numbers])
+        return {numbers[place]: answer for place, answer in done}
+
     @functools.cached_property
-    def _bytes(self) -> bytes:
-        return dumps(self._function, f"What is needed for {self._what}")
+    def _path(self) -> str:
+        function = dumps(self._function, f"What is needed for {self._what}")
+        handle, path = tempfile.mkstemp(prefix="recipe-")
+        weakref.finalize(self, _unlink, path)
+        with os.fdopen(handle, "wb") as file:
+            file.write(function)
+        return path
 
     @functools.cached_property
     def _key(self) -> str:
-        return hashlib.blake2b(self._bytes, digest_size=16).hexdigest()
+        return uuid.uuid4().hex
 
 
 # ---- in a worker -----------------------------------------------------------------------------------------------------
 _FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
-def _evaluate(key: str, arguments: bytes, function: bytes | None) -> bytes | None:
-    """The answer for a part; None where this worker does not have the function."""
+def _evaluate(key: str, path: str, arguments: bytes, function: bytes | None) -> bytes | None:
+    """The answer for a part; None where this worker does not have the function and cannot read it."""
     with ALONE:
         if key not in _FUNCTIONS:
             if function is None:
-                return None
+                try:
+                    with open(path, "rb") as file:
+                        function = file.read()
+                except OSError:
+                    return None
             while len(_FUNCTIONS) >= KEPT:
                 _FUNCTIONS.pop(next(iter(_FUNCTIONS)))
             _FUNCTIONS[key] = loads(function)
@@ -140,12 +158,6 @@ def _evaluate(key: str, arguments: bytes, function: bytes | None) -> bytes | Non
         return dumps(answer.detach() if isinstance(answer, Tensor) else answer, "An answer")
 
 
-def _copied(argument: Any) -> Any:
-    """The same with tensors that have memory of their own, since a view travels with all that it is a view of."""
-    if isinstance(argument, Tensor):
-        return argument.clone()
-    if isinstance(argument, (tuple, list)):
-        return type(argument)(map(_copied, argument))
-    if isinstance(argument, dict):
-        return {name: _copied(value) for name, value in argument.items()}
-    return argument
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -11,6 +11,7 @@ through torch's one generator.
 import contextlib
 import ctypes
 import functools
+import io
 import multiprocessing
 import os
 import pickle
@@ -22,6 +23,7 @@ from typing import Any
 
 import cloudpickle
 import torch
+from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 ALONE = threading.Lock()  # torch has one generator and a model's hooks are its own: a process does one part at a time
@@ -159,18 +161,28 @@ def _check_replaced(executor: Executor, name: str, deaths: int, error: BaseExcep
 
 
 def dumps(value: Any, what: str) -> bytes:
-    """The value as bytes for a worker; lambdas and what a notebook defines by value.
+    """The value as bytes for a worker; lambdas and what a notebook defines by value, views without what they show.
 
     Raises:
         ValueError: it cannot travel.
     """
+    data = io.BytesIO()
     try:
-        return bytes(cloudpickle.dumps(value))
+        _Pickler(data).dump(value)
+        return data.getvalue()
     except Exception as error:
         raise ValueError(
             f"{what} cannot travel to another process: {error}. Keep open files and locks out of models, outputs and "
             "data sets."
         ) from error
+
+
+class _Pickler(cloudpickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        # A view would travel with all that it is a view of: a part of the data with all data.
+        if type(obj) is Tensor and obj.layout == torch.strided and obj.untyped_storage().nbytes() > obj.nbytes:
+            return obj.detach().clone().requires_grad_(obj.requires_grad).__reduce_ex__(cloudpickle.DEFAULT_PROTOCOL)
+        return super().reducer_override(obj)
 
 
 def loads(data: bytes) -> Any:

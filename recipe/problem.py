@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
-from recipe.selection import all_finite
+from recipe.values import all_finite
 
 Arguments = tuple[Tensor, Batch | None]  # (weights, added) of an output function
 

@@ -167,9 +167,15 @@ class Retrain(OutputFunction):
             self._measured.update(zip(keys, trained.outputs, strict=True))
             for key, parameters in zip(keys, trained.parameters, strict=True):
                 self._runs.put(key, parameters)
-            if self.bank is not None:
-                self.bank.add(self.setting, [names[key] for key in keys], trained.outputs, shards[number], trained)
+            self._keep([names[key] for key in keys] if names else [], trained, shards[number])
             yield keys, trained
+
+    def _keep(self, names: list[str], trained: Trained, shard: Shard) -> None:
+        """Put runs into the bank; where it keeps no parameters, not those that it has the outputs of."""
+        if self.bank is None:
+            return
+        if self.bank.parameters or len(self.bank.outputs(self.setting, names)) < len(names):
+            self.bank.add(self.setting, names, trained.outputs, shard, trained)
 
     def _remembered(self, keys: Sequence[str], names: Mapping[str, str]) -> dict[str, Parameters]:
         """Parameters of those runs that are still in memory, or in the bank."""

@@ -21,12 +21,11 @@ from recipe.batch import LABELS, Batch
 from recipe.layers import Layers
 from recipe.losses import CrossEntropy, check_classes
 from recipe.outputs import Loss, Margin
-from recipe.selection import distinct
+from recipe.values import distinct
 
 if TYPE_CHECKING:
     from recipe.algorithms import Algorithm
 
-CHECKED = 2**22  # weights that are looked at together
 
 Parameters = dict[str, Tensor]  # by name, buffers included
 Measure = Callable[[Tensor, Batch], Tensor]  # (prediction, batch) -> (b,) or (b, C)
@@ -319,9 +318,8 @@ def check_values(weights: Tensor) -> None:
     """Raise `ValueError` for negative, NaN or infinite weights."""
     if not torch.is_floating_point(weights):
         return
-    parts = distinct(weights.detach()).reshape(-1).split(CHECKED)
-    extremes = [torch.stack(part.aminmax()) for part in parts if part.numel()]
-    smallest, largest = torch.stack(extremes).T.flatten().aminmax() if extremes else (weights.new_zeros(()),) * 2
+    values = distinct(weights.detach())
+    smallest, largest = values.aminmax() if values.numel() else (values.new_zeros(()),) * 2
     if not (smallest.isfinite() and largest.isfinite()):
         raise ValueError("Weights must be finite; got NaN or infinity. Look at what produced the decision.")
     if smallest < -1e-6:  # solvers that relax return zeros up to their tolerance

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from recipe import integer_program
 from recipe.quotas import Grouping, Limit, pair
-from recipe.selection import all_finite, largest
+from recipe.selection import largest
+from recipe.values import all_finite
 
 Groups = Tensor | Sequence[Tensor]
 Quotas = Mapping[int, Limit] | Sequence[Mapping[int, Limit]]

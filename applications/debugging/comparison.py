@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from applications.debugging.subpopulations import SCORE, _svd, by_output, unit_columns, unit_rows
+from applications.debugging.subpopulations import SCORE, TINY, _svd, by_output
 from recipe.datamodel import OutputFunction, measure_alike
 from recipe.findings import Card, Examples, Exhibit, Exhibits, Finding, Grid, Strip, Term
 from recipe.findings.examples import check_examples
@@ -128,7 +129,7 @@ def compare(
     t = a.output_shape[0]
     if not 1 <= components <= min(t, a.n):
         raise ValueError(f"There are 1 to {min(t, a.n)} directions; got components={components}.")
-    rows, others = (unit_rows(unit_columns(by_output(f_hat)).flatten(1)) for f_hat in (a, b))
+    rows, others = (_rows(by_output(f_hat)) for f_hat in (a, b))
     alike = (rows * others).sum(1)
     residuals = rows - alike[:, None] * others
     _, _, v = _svd(residuals, components, seed)
@@ -138,3 +139,8 @@ def compare(
     parts = (v * flip[:, None]).view(components, -1, a.n)  # (c, outputs, n)
     directions = parts[:, 0] if parts.shape[1] == 1 else parts.norm(dim=1)
     return Comparison(directions, scores * flip, along, alike, names)
+
+
+def _rows(effects: Tensor) -> Tensor:
+    """The effects `(t, C, n)` of a target as a row of length one, once every column has length one."""
+    return F.normalize(F.normalize(effects, dim=0, eps=TINY).flatten(1), eps=TINY)

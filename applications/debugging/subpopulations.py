@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recipe.composition import effects_of
@@ -27,6 +28,7 @@ from recipe.findings import Card, Examples, Exhibit, Exhibits, Finding, Grid, St
 from recipe.findings.examples import check_examples
 
 SCORE = Term("score", "Where the example lies along the component: far from zero means typical of its end.")
+TINY = 1e-300  # lengths below are zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +161,7 @@ def subpopulations(
             f"Effects of {t} targets and {n} points have 1 to {most} components and 1 to {t} clusters; got "
             f"{components} and {clusters}."
         )
-    unit = unit_columns(effects)
+    unit = F.normalize(effects, dim=0, eps=TINY)
     centred = unit - unit.mean(0)
     centred = (centred - centred.mean(2, keepdim=True)).flatten(1)
     u, s, v = _svd(centred, components, seed)
@@ -189,16 +191,6 @@ def _index(chosen: Sequence[int] | Tensor | None, n: int, what: str) -> list[int
 def _ends(scores: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     order = scores.argsort(descending=True, stable=True)
     return index[order[:k]], index[order.flip(0)[:k]]
-
-
-def unit_columns(effects: Tensor) -> Tensor:
-    """Every column over the targets, the first dimension, of length one; zeros stay."""
-    return effects / effects.norm(dim=0).clamp_min(torch.finfo(effects.dtype).tiny)
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows of length one; a row of zeros stays."""
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _svd(rows: Tensor, components: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

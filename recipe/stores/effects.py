@@ -30,11 +30,11 @@ from recipe.composition import Ensemble, Scaled, effects_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, fitting, records_origin
 from recipe.engine import Spread
 from recipe.problem import Arguments
-from recipe.selection import all_finite
 from recipe.setting import Setting
 from recipe.stores.blocks import TYPES, Blocks, Effects
 from recipe.stores.fingerprint import fingerprint, identity, measure_key
 from recipe.training import progress_bar
+from recipe.values import all_finite
 
 BLOCK_BYTES = 2**24  # of a block at least, so that files are worth opening
 TASKS = 32  # that the effects in memory are divided into

@@ -31,11 +31,11 @@ from recipe import (
     solve,
     verify,
 )
-from recipe.arguments import load_setting, read_entry, read_points, read_range, read_size
+from recipe.arguments import load_setting
 from recipe.calculus import GaussNewton, Hessian
-from recipe.cli import _expected as EXPECTED
 from recipe.cli import app
 from recipe.feasible import Box
+from recipe.job import expected as EXPECTED
 from recipe.lds import LDS
 from recipe.record import Folder
 from recipe.solvers.convex import Convex
@@ -91,7 +91,7 @@ TASKS = {
 def _here(tmp_path, monkeypatch):
     """A folder with a setting, and an import path that the test may change."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recipe.cli._expected", lambda cost: "1 s")  # measuring trains a few models as well
+    monkeypatch.setattr("recipe.job.expected", lambda cost: "1 s")  # measuring trains a few models as well
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("tiny_setting", "_setting_tiny_setting"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -297,7 +297,7 @@ def test_tables_go_to_stdout_and_the_rest_to_stderr(name, tmp_path):
 
 
 def test_the_expected_cost_is_said_before(monkeypatch):
-    monkeypatch.setattr("recipe.cli._expected", EXPECTED)
+    monkeypatch.setattr("recipe.job.expected", EXPECTED)
     result = call("lds", "tiny_setting.py:setting", "--subsets", 4, "--seeds", 1)
     assert re.search(r"Expected to fit Influence: [\d.]+ m?s, .*FLOP, .*B of memory\.", result.stderr)
     assert re.search(r"Expected to compare with: [\d.]+ m?s, .*FLOP, .*B of memory\.", result.stderr)
@@ -481,7 +481,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def bug(*_):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("recipe.cli.verify", bug)
+    monkeypatch.setattr("recipe.job.verify", bug)
     result = CliRunner().invoke(app, ["select", "tiny_setting.py:setting", "--size", "10"])
     assert isinstance(result.exception, KeyError)
 
@@ -500,40 +500,3 @@ def test_a_file_imports_its_neighbours(tmp_path):
     (folder / "mine.py").write_text("from its_neighbour import setting\n")
     setting = load_setting("elsewhere/mine.py:setting")
     assert type(setting.algorithm).__module__ == "its_neighbour"
-
-
-@pytest.mark.parametrize(("text", "size"), [("10", 10), ("0.25", 10), ("5:0.5", (5, 20)), ("0", 0)])
-def test_sizes(text, size):
-    assert read_size(text, n=40) == size
-
-
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "0.0", "1:2:3", "nan"])
-def test_sizes_that_are_none(text):
-    with pytest.raises(ValueError, match=r"Expected a size as 300, 0\.3"):
-        read_size(text, n=40)
-
-
-def test_points_from_a_file_of_booleans(tmp_path):
-    np.save(tmp_path / "mask.npy", np.arange(4) > 2)
-    assert read_points("mask.npy").tolist() == [False, False, False, True]
-
-
-@pytest.mark.parametrize("array", [np.zeros((2, 2), int), np.zeros(3)])
-def test_points_from_a_file_of_something_else(tmp_path, array):
-    np.save(tmp_path / "points.npy", array)
-    with pytest.raises(ValueError, match="must hold a vector of indices"):
-        read_points("points.npy")
-
-
-@pytest.mark.parametrize("text", ["", "3-1", "1-2-3", "1;2", "-3"])
-def test_points_that_are_none(text):
-    with pytest.raises(ValueError, match="Expected points as 0-9,17"):
-        read_points(text)
-
-
-def test_ranges_and_entries():
-    assert read_range("-1:0.5") == (-1.0, 0.5)
-    named = {"pixels": torch.zeros(2, 3), "mask": torch.ones(2, 3).long(), "labels": torch.zeros(2)}
-    assert read_entry("pixels", named) == "pixels"
-    with pytest.raises(ValueError, match=r"can be changed \(pixels\); got '0'"):
-        read_entry("0", named)

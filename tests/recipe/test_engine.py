@@ -2,6 +2,7 @@
 
 import importlib
 from concurrent.futures import Executor
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from estimators.tracin import GradDot
 from estimators.trak import TRAK
 from recipe import CG, Bank, Processes, Retrain, Stored, calculus, engine, random_subsets
 from recipe.engine import Spread
+from recipe.executors import dumps, loads
 from recipe.stores import effects
 from tests.worlds import small_mlp
 
@@ -102,3 +104,44 @@ def test_an_error_says_in_which_part(processes):
     with engine(processes), pytest.raises(ZeroDivisionError) as caught:
         list(Spread(lambda i: 1 // i, "quotients")([(1,), (0,)]))
     assert caught.value.__notes__ == ["while computing quotients, part 2 of 2"]
+
+
+def test_a_view_travels_alone(processes):
+    there, data = Counted(processes), torch.zeros(2**20)
+    with engine(there):
+        total = sum(Spread(lambda x: x.sum(), "sums")([(data[:10],), (data[10:20],)]))
+    assert total == 0
+    assert max(len(argument) for call in there.asked for argument in call if isinstance(argument, bytes)) < 2**12
+
+
+def test_what_travels_keeps_its_kind():
+    x = torch.arange(6.0).requires_grad_()
+    there = loads(dumps({"view": x[1:3], "leaf": x, "wide": torch.ones(()).expand(4)}, "values"))
+    assert torch.equal(there["view"], x[1:3])
+    assert there["leaf"].requires_grad
+    assert there["view"].requires_grad
+    assert there["wide"].tolist() == [1.0] * 4
+
+
+def test_the_file_of_a_function_goes_with_it(processes):
+    spread = Spread(lambda i: torch.tensor(i), "numbers")
+    with engine(processes):
+        assert list(spread([(1,), (2,)])) == [1, 2]
+    path = Path(spread._path)
+    assert path.exists()
+    del spread
+    assert not path.exists()
+
+
+class OtherMachine(Counted):
+    """An executor whose workers do not see this machine's files."""
+
+    def submit(self, fn, /, function, key, path, *rest):
+        return super().submit(fn, function, key, "/not/here" + path, *rest)
+
+
+def test_a_worker_that_cannot_read_the_file_is_sent_the_function(processes):
+    there = OtherMachine(processes)
+    with engine(there):
+        assert list(Spread(lambda i: torch.tensor(i), "numbers")([(1,), (2,)])) == [1, 2]
+    assert any(call[-1] is not None for call in there.asked)

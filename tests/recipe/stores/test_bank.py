@@ -208,3 +208,13 @@ def test_functions_share_the_bank(tmp_path):
     assert len(runs) == 10
     Retrain(Setting(setting.model, setting.universe, setting.targets, setting.algorithm), (0, 1), f.bank)(W)
     assert len(runs) == 10
+
+
+def test_a_bank_without_parameters_holds_no_run_twice(tmp_path):
+    setting, runs = counted()
+    bank = Bank(tmp_path / "bank")
+    Retrain(setting, bank=bank)(W)
+    Retrain(setting, bank=bank).parameters(W[0])  # trains again, since parameters are not kept
+    assert len(runs) == 6
+    group = zarr.open_group(tmp_path / "bank", mode="r")
+    assert sum(s["seed"].shape[0] for _, s in group["segments"].groups() if "seed" in s) == 5
