@@ -130,7 +130,7 @@ class Tangent:
         """The move, without the inverse curvature, under changes of the weights, `(k, n) -> (k, p)`."""
         moved = changes.any(0).nonzero().squeeze(1)  # a forget set, say: few of all points
         pulls: Tensor | float = 0.0
-        for index in moved.split(calculus.examples_at_once(setting, setting.pool)):
+        for index in moved.split(calculus.examples_at_once(setting, setting.pool)) if len(moved) else ():
             losses = partial(setting.losses, batch=batches.take(setting.pool, index))
             pulls = pulls + calculus.pulled(setting, self.theta, losses, changes[:, index])
         decay = _decay(setting) * changes.sum(1, keepdim=True) * setting.flat(self.theta)
