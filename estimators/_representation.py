@@ -67,7 +67,7 @@ class Encoder:
     @classmethod
     def of(cls, setting: Setting, theta: Parameters, representation: Representation | None = None) -> "Encoder":
         """The model with these parameters in eval mode; default the input of its last trained layer."""
-        model = setting.module(theta).to(setting.device).eval().requires_grad_(False)
+        model = setting.module(theta).eval().requires_grad_(False)
         return cls(model, representation or LastInput.of(setting))
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -141,7 +141,7 @@ class Custom:
         dataset: Any = StackDataset(*data) if isinstance(data, tuple) else StackDataset(**data)  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = self.fn(setting.module(setting.initial(seed)).to(setting.device), dataset, seed)
+            model = self.fn(setting.module(setting.initial(seed)), dataset, seed)
         if not isinstance(model, nn.Module):
             raise TypeError(f"The training loop {self.name!r} must return the trained model; it returned {model!r}.")
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -83,9 +83,9 @@ def flip_labels(batch: Images, share: float, seed: int) -> tuple[Images, Tensor]
             f"Expected a share from 0 to 1 and labels of at least two classes; got {share} and {len(classes)}."
         )
     generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(len(old), generator=generator)[: round(share * len(old))]
+    index = torch.randperm(len(old), generator=generator)[: round(share * len(old))].to(old.device)
     rank = torch.searchsorted(classes, old[index])
-    shift = torch.randint(1, len(classes), (len(index),), generator=generator)
-    flipped = torch.zeros(len(old), dtype=torch.bool).index_fill(0, index, True)
+    shift = torch.randint(1, len(classes), (len(index),), generator=generator).to(old.device)
+    flipped = torch.zeros(len(old), dtype=torch.bool, device=old.device).index_fill(0, index, True)
     new = old.index_copy(0, index, classes[(rank + shift) % len(classes)])
     return (inputs, new), flipped

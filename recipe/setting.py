@@ -180,8 +180,8 @@ class Setting:
         return Layers(self)
 
     def module(self, parameters: Parameters) -> nn.Module:
-        """A fresh model with these parameters."""
-        module = copy.deepcopy(self._blank)
+        """A fresh model with these parameters, on the device."""
+        module = copy.deepcopy(self._blank).to(self.device)
         module.load_state_dict(parameters, strict=False)  # non-persistent buffers keep the blank's values
         return module
 

@@ -34,7 +34,8 @@ class SizeCorrected(OutputFunction):
         self.n, self.output_shape = f_hat.n, f_hat.output_shape
         at = f_hat.origin.at if f_hat.origin is not None else None
         anchor = (torch.ones(f_hat.n), None) if at is None else at
-        self._anchor, self._weight = f_hat(*anchor).detach(), _total(*anchor)
+        self._anchor = f_hat(*anchor).detach()
+        self._weight = _total(*anchor).to(self._anchor)
         self.origin = origin_of(f_hat, SizeCorrecting)
 
     def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:

@@ -37,18 +37,18 @@ class ActivationClustering:
         from sklearn.cluster import KMeans  # slow to import
 
         h, y = self.features.of(setting), labels_of(setting.pool)
-        scores = torch.zeros(len(h), dtype=h.dtype)
+        scores = h.new_zeros(len(h))
         for c in y.unique():
             part = h[y == c] - h[y == c].mean(0)
             if len(part) < 2:
                 continue
             v = torch.linalg.svd(part, full_matrices=False).Vh[: self.components]
-            reduced = (part @ v.T).double()
+            reduced = (part @ v.T).double().cpu()
             found = KMeans(2, n_init=10, random_state=self.seed).fit(reduced.numpy())
             counts = torch.bincount(torch.from_numpy(found.labels_).long(), minlength=2)
             small, large = (torch.from_numpy(found.cluster_centers_)[i] for i in counts.argsort())
             nearer = (reduced - large).norm(dim=1) - (reduced - small).norm(dim=1)
             apart = (small - large).norm().clamp_min(1e-12)
             uneven = 1 - counts.min() / counts.max()
-            scores[y == c] = (uneven * nearer / apart).to(h.dtype)
+            scores[y == c] = (uneven * nearer / apart).to(h)
         return scores

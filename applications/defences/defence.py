@@ -71,9 +71,9 @@ def most_suspicious(scores: Tensor, share: float, y: Tensor | None = None) -> Te
     """
     if not 0 <= share <= 1 or not bool(scores.isfinite().all()):
         raise ValueError(f"Expected a share from 0 to 1 and finite scores; got share={share}.")
-    chosen = torch.zeros(len(scores), dtype=torch.bool)
-    groups = [torch.arange(len(scores))] if y is None else [(y == c).nonzero().squeeze(1) for c in y.unique()]
-    for group in groups:
+    scores, chosen = scores.detach().cpu(), torch.zeros(len(scores), dtype=torch.bool)
+    y = torch.zeros(len(scores)) if y is None else y.cpu()
+    for group in [(y == c).nonzero().squeeze(1) for c in y.unique()]:
         chosen[group[scores[group].argsort(descending=True)[: round(share * len(group))]]] = True
     return chosen
 

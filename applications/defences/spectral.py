@@ -30,7 +30,7 @@ class SpectralSignatures:
     def scores(self, setting: Setting) -> Tensor:
         """See `Defence.scores`."""
         h, y = self.features.of(setting), labels_of(setting.pool)
-        scores = torch.zeros(len(h), dtype=h.dtype)
+        scores = h.new_zeros(len(h))
         for c in y.unique():
             centred = h[y == c] - h[y == c].mean(0)
             v = torch.linalg.svd(centred, full_matrices=False).Vh[0]

@@ -49,7 +49,7 @@ def chosen_label_flips(setting: Setting, count: int, estimator: Estimator, stage
     if not 1 <= stages <= count:
         raise ValueError(f"Expected between 1 and {count} stages, a flip in each at least; got {stages}.")
     candidates = _all_flips(setting, classes)
-    source = torch.arange(setting.n).repeat(len(classes) - 1)
+    source = torch.arange(setting.n, device=setting.device).repeat(len(classes) - 1)
     taken: list[int] = []
     for part in torch.arange(count).tensor_split(stages):
         at = (

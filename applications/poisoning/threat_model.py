@@ -163,7 +163,7 @@ class ThreatModel:
         if self.label is not None:
             suits = y != self.label if self.flipped else y == self.label
         order = torch.randperm(setting.n, generator=torch.Generator().manual_seed(seed))
-        index = order[suits[order]][:count]
+        index = order[suits.cpu()[order]][:count]
         if len(index) < count:
             raise ValueError(f"Only {len(index)} training points suit this threat model; the budget is {count}.")
         chosen = batches.take(setting.pool, index)
@@ -173,7 +173,7 @@ class ThreatModel:
             classes = y.unique()
             rank = torch.searchsorted(classes, batches.labels(chosen))
             generator = torch.Generator().manual_seed(seed + 1)
-            shift = torch.randint(1, max(2, len(classes)), (count,), generator=generator)
+            shift = torch.randint(1, max(2, len(classes)), (count,), generator=generator).to(rank)
             return index, batches.relabel(chosen, classes[(rank + shift) % len(classes)])
         return index, chosen
 

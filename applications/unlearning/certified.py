@@ -92,7 +92,7 @@ class CertifiedRemoval:
                 "CertifiedRemoval goes on from a model that it trained: begin with method.start(deployed)."
             )
         objective = now.objective
-        theta, there = now.theta, keep.to(DOUBLE)
+        theta, there = now.theta, keep.to(now.theta)
         step = -torch.cholesky_solve(
             objective.gradient(theta, there, now.b)[:, None], torch.linalg.cholesky(objective.hessian(theta, there))
         )[:, 0]
@@ -102,9 +102,10 @@ class CertifiedRemoval:
         return self._model(objective, theta + step, keep, now.b, spent, now.retrainings)
 
     def _train(self, objective: "_Linear", keep: Tensor, retrainings: int, secret: int | None) -> "Certified":
-        b = self.noise * torch.randn(objective.p, generator=self._draw(retrainings, secret), dtype=DOUBLE)
-        theta = objective.minimum(keep.to(DOUBLE), b)
-        left = float(objective.gradient(theta, keep.to(DOUBLE), b).norm())
+        there = keep.to(objective.J)
+        b = self.noise * torch.randn(objective.p, generator=self._draw(retrainings, secret), dtype=DOUBLE).to(there)
+        theta = objective.minimum(there, b)
+        left = float(objective.gradient(theta, there, b).norm())
         return self._model(objective, theta, keep, b, left, retrainings)
 
     def _draw(self, retrainings: int, secret: int | None) -> torch.Generator:
@@ -146,7 +147,7 @@ class Certified(Unlearned):
     @property
     def residual(self) -> float:
         """The residual itself, by one pass over the data: never above `spent`."""
-        return float(self.objective.gradient(self.theta, self.keep.to(DOUBLE), self.b).norm())
+        return float(self.objective.gradient(self.theta, self.keep.to(self.theta), self.b).norm())
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +196,8 @@ class _Linear:
         J = self.J[index]
         curvature = self._curvature(J @ theta + self.c[index], index)  # (k, C, C)
         weighted = (curvature @ J).reshape(-1, self.p)
-        return J.reshape(-1, self.p).T @ weighted + keep.sum() * self.l2 * torch.eye(self.p, dtype=DOUBLE)
+        decay = keep.sum() * self.l2 * torch.eye(self.p, dtype=DOUBLE).to(J)
+        return J.reshape(-1, self.p).T @ weighted + decay
 
     def bound(self, step: Tensor, keep: Tensor) -> float:
         """How much gradient a Newton step can leave at most."""
@@ -204,7 +206,7 @@ class _Linear:
 
     def minimum(self, keep: Tensor, b: Tensor) -> Tensor:
         """Newton's method with halved steps, down to rounding."""
-        theta = torch.zeros(self.p, dtype=DOUBLE)
+        theta = self.J.new_zeros(self.p)
         best = self.gradient(theta, keep, b).norm()
         for _ in range(100):
             gradient = self.gradient(theta, keep, b)

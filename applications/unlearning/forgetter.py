@@ -261,7 +261,7 @@ class Forgetter:
         self._receipts.update({name: replace(self._receipts[name], measured=measured) for name in names})
 
     def _module(self, now: Unlearned) -> nn.Module:
-        return self.setting.module(now.parameters).to(self.setting.device).eval()
+        return self.setting.module(now.parameters).eval()
 
     def _keep(self, owner: Iterable[int]) -> Tensor:
         return torch.ones(self.setting.n).index_fill(0, torch.tensor(sorted(owner), dtype=torch.long), 0.0)

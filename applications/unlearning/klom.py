@@ -76,7 +76,7 @@ def wasserstein(oracles: Tensor, unlearned: Tensor) -> Tensor:
     _check(oracles, unlearned)
     a, b = oracles.detach().double().sort(0).values, unlearned.detach().double().sort(0).values
     # The quantile functions are steps; integrate |a - b| over the union of their breaks.
-    breaks = torch.cat([torch.arange(1, len(t) + 1).double() / len(t) for t in (a, b)]).unique()
+    breaks = torch.cat([torch.arange(1, len(t) + 1).double() / len(t) for t in (a, b)]).unique().to(a)
     lengths = torch.diff(breaks, prepend=breaks.new_zeros(1))
     middle = breaks - lengths / 2
     rows = [t[(middle * len(t)).long().clamp_max(len(t) - 1)] for t in (a, b)]

@@ -20,6 +20,7 @@ import cvxpy as cp
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from recipe.feasible import Free, Subset
 from recipe.problem import Problem
@@ -181,10 +182,19 @@ def _common(gradients: Sequence[Tensor]) -> Tensor | None:
     return first if all(bool(((other - first).abs() <= tolerance).all()) for other in others) else None
 
 
+class _Readable(TorchFunctionMode):
+    """Within: cvxpy may read tensors that lie on a GPU or have a graph."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__array__:
+            return _array(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 def _trace(problem: Problem, variable: Any, point: Tensor, atol: float) -> Any:
     """The objective as a cvxpy expression, checked against torch at a point."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _Readable():
             warnings.filterwarnings("error", message=r"\s*This use of ``\*`` has resulted in matrix multiplication")
             expression = problem.objective.fn(variable)
     except UserWarning as warning:
