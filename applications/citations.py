@@ -144,7 +144,7 @@ def citations(
     f_hat: OutputFunction,
     response: str = "",
     f: OutputFunction | None = None,
-    k: int = 3,
+    k: int | None = None,
     seed: int = 0,
 ) -> Citations:
     """Read a datamodel of a context.
@@ -154,7 +154,7 @@ def citations(
         f_hat: a datamodel of `context.setting`.
         response: what the model said, to read.
         f: `Retrain(context.setting)`: asks the model again without the k most cited sources.
-        k: how many to leave out for that; as many random ones beside them.
+        k: how many to leave out for that, default 3, or all but one of fewer; as many random ones beside them.
         seed: of the random ones.
 
     Raises:
@@ -163,6 +163,7 @@ def citations(
     n = len(context.sources)
     if f_hat.n != n or f_hat.m != 1:
         raise ValueError(f"Expected a datamodel of {n} sources and one output; it has {f_hat.n} and {f_hat.m}.")
+    k = min(3, n - 1) if k is None else k
     if not 1 <= k < n:
         raise ValueError(f"Between 1 and {n - 1} sources can be left out; got k={k}.")
     effects = effects_of(f_hat).detach()[0]

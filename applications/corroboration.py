@@ -22,7 +22,9 @@ import numpy as np
 from recipe.findings import Card, Content, Exhibit, Exhibits, Finding, Strip, Term
 
 FUSION = 60  # of reciprocal ranks, as in the paper
-WORD = re.compile(r"\w+")
+ALONE = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # written without spaces: every character is a word
+WORD = re.compile(f"[{ALONE}]|[^\\W{ALONE}]+")
+PROPOSED = 200  # sources that each index proposes
 Embed = Callable[[Sequence[str]], Any]  # texts -> (b, d)
 OVERLAP = Term("shared", "The longest run of words that the output and the source have in common.")
 
@@ -103,28 +105,38 @@ class Corroborator:
         self._indices["vectors"] = self._vectors(self.sources)
 
     def __call__(self, outputs: Sequence[str], k: int = 5) -> Corroboration:
-        """The k sources that support each output best.
+        """The sources that support each output best, at most k; none where neither index finds anything in common.
 
         Raises:
-            ValueError: k out of range.
+            ValueError: k below 1, or no outputs.
         """
-        from sklearn.neighbors import NearestNeighbors
-
-        n = len(self.sources)
-        if not 1 <= k <= n:
-            raise ValueError(f"There are {n} sources; got k={k}.")
-        near = NearestNeighbors(n_neighbors=n, metric="cosine").fit(self._indices["vectors"])
-        by_meaning = near.kneighbors(self._vectors(outputs), return_distance=False)
+        if k < 1 or not outputs:
+            raise ValueError(f"Expected outputs and k of at least 1; got {len(outputs)} outputs and k={k}.")
         found = []
-        for text, order in zip(outputs, by_meaning, strict=True):
-            scores = np.zeros(n)
-            scores[order] += 1 / (FUSION + 1 + np.arange(n))
-            words = self._indices["words"].get_scores(_words(text))
-            ranked = np.argsort(-words, kind="stable")
-            scores[ranked] += np.where(words[ranked] > 0, 1 / (FUSION + 1 + np.arange(n)), 0.0)
-            best = np.argsort(-scores, kind="stable")[:k].tolist()
+        for text, alike in zip(outputs, self._alike(outputs), strict=True):
+            scores = np.zeros(len(self.sources))
+            for ranked in (alike, self._worded(text)):
+                scores[ranked] += 1 / (FUSION + 1 + np.arange(len(ranked)))
+            best = [s for s in np.argsort(-scores, kind="stable")[:k].tolist() if scores[s] > 0]
             found.append(tuple(Support(s, float(scores[s]), *_shared(text, self.sources[s])) for s in best))
         return Corroboration(outputs, self.sources, tuple(found))
+
+    def _alike(self, outputs: Sequence[str]) -> list[np.ndarray]:
+        """For every output the nearest sources by embedding; one at a right angle has nothing in common."""
+        from sklearn.neighbors import NearestNeighbors
+
+        most = min(len(self.sources), PROPOSED)
+        near = NearestNeighbors(n_neighbors=most, metric="cosine").fit(self._indices["vectors"])
+        distances, order = near.kneighbors(self._vectors(outputs))
+        return [sources[far < 1 - 1e-9] for far, sources in zip(distances, order, strict=True)]
+
+    def _worded(self, text: str) -> np.ndarray:
+        """The sources that share words with a text, the best by BM25 first."""
+        if not (words := _words(text)):
+            return np.zeros(0, dtype=int)
+        scores = self._indices["words"].get_scores(words)
+        ranked = np.argsort(-scores, kind="stable")[:PROPOSED]
+        return ranked[scores[ranked] > 0]
 
     def _vectors(self, texts: Sequence[str]) -> Any:
         vectors = self._indices["embed"](list(texts))

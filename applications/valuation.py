@@ -20,6 +20,7 @@ from torch import Tensor
 from recipe.composition import effects_of
 from recipe.datamodel import OutputFunction
 from recipe.findings import Curves, Finding, Grid, Term
+from recipe.values import all_finite
 
 RANDOM = "random"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -43,7 +44,7 @@ class Valuation:
     lowest: Mapping[str, tuple[float, ...]]
 
     def score(self, name: str) -> float:
-        """The area between the curves of removing from the bottom and from the top; random removal has about 0."""
+        """The area between the curves of removing from the bottom and from the top; of random orders 0 is expected."""
         low, high = (torch.tensor(side[name], dtype=torch.float64) for side in (self.lowest, self.highest))
         return float(torch.trapezoid(low - high, torch.tensor(self.shares, dtype=torch.float64)))
 
@@ -76,7 +77,7 @@ class Valuation:
             Term("values by", "The estimator whose effects are summed over the targets."),
             Term("area", f"Between the two curves of {what}: the larger, the better the values rank points."),
         ]
-        rows = [(name, self.score(name)) for name in [*ranked, RANDOM]]
+        rows = [(name, self.score(name)) for name in ranked]
         return Finding(
             "What data are worth",
             "Do the values tell which points training can do without?",
@@ -110,13 +111,18 @@ def valuation(
         seed: of these.
 
     Raises:
-        ValueError: no values or of another length, shares that do not ascend or leave nothing, "random" as a name.
+        ValueError: no values, of another length or not finite, shares that do not ascend or leave nothing, "random" as
+            a name, or no draws.
     """
-    wrong = [name for name, v in values.items() if tuple(v.shape) != (f.n,)]
+    wrong = [name for name, v in values.items() if tuple(v.shape) != (f.n,) or not all_finite(v)]
     if not values or wrong or RANDOM in values:
-        raise ValueError(f"Expected values ({f.n},) under names other than {RANDOM!r}; wrong: {wrong or list(values)}.")
+        raise ValueError(
+            f"Expected finite values ({f.n},) under names other than {RANDOM!r}; wrong: {wrong or list(values)}."
+        )
     if list(shares) != sorted(set(shares)) or not shares or shares[0] < 0 or shares[-1] >= 1:
         raise ValueError(f"shares must ascend from at least 0 to below 1; got {list(shares)}.")
+    if draws < 1:
+        raise ValueError(f"Random removal needs at least one draw; got {draws}.")
     generator = torch.Generator().manual_seed(seed)
     orders = {name: v.argsort(descending=True, stable=True) for name, v in values.items()}
     chance = [torch.randperm(f.n, generator=generator) for _ in range(draws)]

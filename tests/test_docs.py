@@ -1,4 +1,4 @@
-"""The documentation: builds without a warning, and its snippets are Python whose imports are there."""
+"""The documentation: builds without a warning, its snippets import what is there, and the tutorials run."""
 
 import ast
 import importlib
@@ -22,6 +22,17 @@ def test_snippets_import_what_is_there(page):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS:
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), f"{node.module} in {page.name}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/tutorials").glob("*.md")), ids=lambda page: page.stem)
+def test_tutorials_run_from_top_to_bottom(page, tmp_path):
+    if page.stem == "beyond":
+        pytest.importorskip("bm25s", reason="needs the extra retrieval")
+    code = "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

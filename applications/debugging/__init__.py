@@ -22,13 +22,14 @@ from applications.debugging.groups import GroupEffects, group_effects
 from applications.debugging.hypotheses import Edit, Relabel, Remove, Transform, Trial, try_out
 from applications.debugging.label_errors import LabelErrors, confident_learning, label_errors
 from applications.debugging.leakage import Leakage, leakage
-from applications.debugging.overview import overview
+from applications.debugging.overview import Checked, overview
 from applications.debugging.subpopulations import Subpopulations, subpopulations
 from applications.debugging.task import Debugging, as_predicted
 
 __all__ = [
     "Blame",
     "Brittleness",
+    "Checked",
     "Comparison",
     "Debugging",
     "Edit",

@@ -100,27 +100,30 @@ def blame(f_hat: OutputFunction, target: int | Sequence[int], k: int = 10) -> Bl
 
     Raises:
         IndexError: there is no such target.
-        ValueError: an empty group.
+        ValueError: an empty group, or true outputs, which have no gradient.
     """
-    targets = (target,) if isinstance(target, int) else tuple(target)
+    targets = tuple(target) if isinstance(target, Sequence | Tensor) else (target,)
     if not targets:
         raise ValueError("The group has no targets; pass at least one.")
-    rows = [f_hat.rows(j) for j in targets]  # before anything is computed
+    rows = [f_hat.rows(int(j)) for j in targets]  # before anything is computed
     w = torch.ones(f_hat.n, requires_grad=True)
     outputs = f_hat(w)
+    if not outputs.requires_grad:
+        raise ValueError(f"{type(f_hat).__name__} has no gradient in the training weights; ask a datamodel of it.")
     (effects,) = torch.autograd.grad(torch.stack([outputs[row].mean() for row in rows]).mean(), w)
-    return _of(effects, k, targets)
+    return _of(effects, k, tuple(int(j) % f_hat.output_shape[0] for j in targets))
 
 
 def blame_each(f_hat: OutputFunction, targets: Sequence[int], k: int = 10) -> list[Blame]:
     """`blame` for many targets one by one, from the effects of all of them at once."""
-    effects = _by_target(f_hat, targets)
-    return [_of(row, k, (int(j),)) for row, j in zip(effects, targets, strict=True)]
+    effects = by_target(f_hat, targets)
+    count = f_hat.output_shape[0]
+    return [_of(row, k, (int(j) % count,)) for row, j in zip(effects, targets, strict=True)]
 
 
 def removal_orders(f_hat: OutputFunction, targets: Sequence[int], k: int) -> Tensor:
     """The k points to remove first, for every target those that hold its output up most: `(targets, k)`."""
-    return _by_target(f_hat, targets).argsort(dim=1, descending=True, stable=True)[:, :k]
+    return by_target(f_hat, targets).argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
 def predictions(f_hat: OutputFunction, points: Examples, targets: Examples, chosen: Sequence[int], k: int) -> Exhibits:
@@ -142,8 +145,15 @@ def _of(effects: Tensor, k: int, targets: tuple[int, ...]) -> Blame:
     return Blame(order[:k], order.flip(0)[:k], effects, targets)
 
 
-def _by_target(f_hat: OutputFunction, targets: Sequence[int]) -> Tensor:
-    """Effects `(targets, n)`, the mean where a target has several outputs."""
+def by_target(f_hat: OutputFunction, targets: Sequence[int]) -> Tensor:
+    """Effects `(targets, n)`, the mean where a target has several outputs.
+
+    Raises:
+        IndexError: there is no such target.
+        ValueError: no targets.
+    """
     rows = [f_hat.rows(int(j)) for j in targets]
+    if not rows:
+        raise ValueError("No targets were chosen; pass at least one.")
     effects = effects_of(f_hat).detach()
     return torch.stack([effects[row].mean(0) for row in rows])

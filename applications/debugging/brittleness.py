@@ -6,11 +6,14 @@ f a margin of the predicted label. The order comes from a datamodel, most helpfu
 sizes and, between the last that did not flip and the first that did, by bisection, which takes flipping for monotone.
 The k found is an upper bound: another set of points may do with fewer.
 
+The search looks for a mean below zero over its seeds, and finds some that are so by the luck of these. So what it found
+is retrained once more with seeds that it has not seen: what still flips there is no accident of initialisation.
+
 Reference: Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 2022, arXiv:2202.00622 (section 4).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from recipe.datamodel import OutputFunction
 from recipe.findings import Card, Curves, Examples, Finding, Grid, Strip, Term
+from recipe.retrain import Retrain
 
 REMOVED = Term("points removed", "How many training points were left out, the most helpful of each prediction first.")
 FLIPPED = Term(
@@ -33,11 +37,13 @@ class Flip:
         size: how many points; None where no removal of the tried sizes flipped it.
         before: the output with everything.
         after: the output without the points (of the largest removal, where none flipped it).
+        fresh: the same with seeds that the search did not see; None where it was not tried.
     """
 
     size: int | None
     before: float
     after: float
+    fresh: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +56,7 @@ class Brittleness:
         limit: the largest removal that was tried.
         seeds: how many retrainings the mean output is of.
         n: how many training points there are.
+        fresh: how many further retrainings looked at what was found; 0 for none.
     """
 
     targets: tuple[int, ...]
@@ -57,6 +64,12 @@ class Brittleness:
     limit: int
     seeds: int
     n: int
+    fresh: int = 0
+
+    @property
+    def confirmed(self) -> int:
+        """How many predictions were still flipped when retrained with fresh seeds."""
+        return sum(flip.size is not None and flip.fresh is not None and flip.fresh < 0 for flip in self.flips)
 
     @property
     def sizes(self) -> Tensor:
@@ -76,14 +89,14 @@ class Brittleness:
         return found, [float((sizes <= k).float().mean()) for k in found]
 
     def to_pandas(self) -> Any:
-        """A row a prediction: `target`, `removed` (infinite where it never flipped), `before`, `after`."""
+        """A row a prediction: `target`, `removed` (infinite where it never flipped), `before`, `after`, `fresh`."""
         import pandas as pd
 
         rows = [
-            (j, size, flip.before, flip.after)
+            (j, size, flip.before, flip.after, flip.fresh)
             for j, size, flip in zip(self.targets, self.sizes.tolist(), self.flips, strict=True)
         ]
-        return pd.DataFrame(rows, columns=["target", "removed", "before", "after"])
+        return pd.DataFrame(rows, columns=["target", "removed", "before", "after", "fresh"])
 
     def finding(
         self, points: Examples | None, targets: Examples, others: dict[str, "Brittleness"] | None = None
@@ -95,16 +108,22 @@ class Brittleness:
         within = sum(flip.size is not None for flip in self.flips)
         columns = [
             Term("removed first", "What decides which training points are removed first."),
-            Term("median", "The median number of points that flips a prediction, verified by retraining."),
+            Term("median", "The median number of points that flips a prediction, by retraining."),
             Term("flipped", f"Predictions of {len(self.flips)} that a removal of at most {self.limit} points flips."),
+            Term("fresh seeds", "How many of these still flip when retrained with seeds that the search did not see."),
         ]
-        rows = [(k, b.median, sum(flip.size is not None for flip in b.flips)) for k, b in curves.items()]
-        middle = f"half of them by {self.median:.0f} or fewer" if self.median < float("inf") else "fewer than half"
+        rows = [
+            (k, b._middle(), sum(flip.size is not None for flip in b.flips), b.confirmed if b.fresh else None)
+            for k, b in curves.items()
+        ]
+        middle = f"half of them by {self.median:.0f} or fewer" if self.median < float("inf") else "less than half"
+        how = f"by retraining with {_seeds(self.seeds)}" if self.seeds else "as a datamodel predicts, not by retraining"
+        again = f" With {_seeds(self.fresh)} that the search had not seen, {self.confirmed} of the {within} still flip."
         return Finding(
             "Predictions that rest on few points",
             "How many training points have to go until the retrained model says something else?",
             f"Removing at most {self.limit} of {self.n} points flips {within} of {len(self.flips)} predictions, "
-            f"{middle}. Each was verified by retraining with {self.seeds} seed{'s' * (self.seeds != 1)}.",
+            f"{middle}, {how}.{again if self.fresh and within else ''}",
             [
                 Curves(
                     "Brittleness", REMOVED, FLIPPED, {name: b.curve for name, b in curves.items()}, logarithmic=True
@@ -114,22 +133,32 @@ class Brittleness:
             ],
         )
 
+    def _middle(self) -> str:
+        return f"{self.median:.0f}" if self.median < float("inf") else f"> {self.limit}"
+
     def _said(self, i: int) -> str:
         size = self.flips[i].size
         return f"> {self.limit} points" if size is None else f"{size} point{'s' * (size != 1)}"
 
 
 def brittleness(
-    orders: Tensor, f: OutputFunction, targets: Sequence[int], sizes: Sequence[int], refine: bool = True
+    orders: Tensor,
+    f: OutputFunction,
+    targets: Sequence[int],
+    sizes: Sequence[int],
+    refine: bool = True,
+    fresh: Sequence[int] | None = None,
 ) -> Brittleness:
-    """The smallest removal that flips each prediction, by retraining.
+    """The smallest removal that flips each prediction, by retraining, and whether it does so with fresh seeds.
 
     Args:
         orders: `(targets, k)` training points, the first to be removed first, as `removal_orders` gives them.
         f: true outputs of a margin, `Retrain(setting, seeds)` on `as_predicted` targets; their mean over seeds decides.
+            A datamodel in its place finds what is only predicted to flip.
         targets: which predictions; one that is wrong with everything (a margin below zero) flips with 0 points.
         sizes: numbers of points to try, ascending; each is a retraining a seed for who has not flipped, all together.
         refine: whether to bisect between the last size that did not flip and the first that did.
+        fresh: seeds for a second look at what was found; default as many others as `f` has, `()` for none.
 
     Raises:
         ValueError: sizes that do not ascend, or exceed the orders; other numbers of targets and orders.
@@ -156,8 +185,12 @@ def brittleness(
                 high[i], after[i] = middle[i], value
             else:
                 low[i] = middle[i]
-    flips = tuple(Flip(high.get(i), before[i], after[i]) for i in everything)
-    return Brittleness(tuple(int(j) for j in targets), flips, sizes[-1], max(1, len(f.seeds)), f.n)
+    again, others = {}, tuple(fresh or ())
+    if isinstance(f, Retrain):
+        others = _others(f.seeds) if fresh is None else others
+        again = replace(search, f=f.with_seeds(others)).outputs(high) if others else {}
+    flips = tuple(Flip(high.get(i), before[i], after[i], again.get(i)) for i in everything)
+    return Brittleness(tuple(int(j) for j in targets), flips, sizes[-1], len(f.seeds), f.n, len(others))
 
 
 def smallest_flip(order: Tensor, f: OutputFunction, target: int, sizes: Sequence[int]) -> Flip:
@@ -199,6 +232,14 @@ class _Search:
         with torch.no_grad():
             found = self.f(weights)
         return {i: float(row[self.rows[i]].mean()) for row, i in zip(found, sizes, strict=True)}
+
+
+def _others(seeds: Sequence[int]) -> tuple[int, ...]:
+    return tuple(range(max(seeds) + 1, max(seeds) + 1 + len(seeds)))
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _check_sizes(sizes: Sequence[int], longest: int) -> None:

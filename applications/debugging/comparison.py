@@ -28,6 +28,8 @@ from recipe.datamodel import OutputFunction, measure_alike
 from recipe.findings import Card, Examples, Exhibit, Exhibits, Finding, Grid, Strip, Term
 from recipe.findings.examples import check_examples
 
+ROUNDING = 1e-6  # a share of the effects that B does not have, below which there is no difference
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -93,11 +95,18 @@ class Comparison:
         return Finding(
             f"What {a} learns and {b} does not",
             f"Which training data do predictions of {a} rest on that those of {b} do not?",
-            f"The effects of {a} and {b} agree with a mean cosine of {float(self.alike.mean()):.2f}. The first "
-            f"residual direction holds {float(self.explained[0, 0]):.1%} of {a}'s effects and "
-            f"{float(self.explained[0, 1]):.1%} of {b}'s. What its examples share is a hypothesis: "
-            "transform targets accordingly, and test it on both.",
+            f"The effects of {a} and {b} agree with a mean cosine of {float(self.alike.mean()):.2f}. {self._told()}",
             [Exhibits("Distinguishing directions", items, columns[1]), Grid("Shares of the effects", columns, rows)],
+        )
+
+    def _told(self) -> str:
+        a, b = self.names
+        if float((1 - self.alike.square()).mean()) < ROUNDING:
+            return "They are the same up to rounding: nothing tells them apart, and the directions below mean nothing."
+        return (
+            f"The first residual direction holds {float(self.explained[0, 0]):.1%} of {a}'s effects and "
+            f"{float(self.explained[0, 1]):.1%} of {b}'s. What its examples share is a hypothesis: transform targets "
+            "accordingly, and test it on both."
         )
 
 

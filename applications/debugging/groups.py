@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recipe.datamodel import OutputFunction
 from recipe.findings import Examples, Finding, Grid, Scatter, Term
+from recipe.lds import check_comparable
 from recipe.retrain import Retrain
 from recipe.run import Measured
 
@@ -69,7 +70,9 @@ class GroupEffects:
         ]
         return pd.DataFrame(rows, columns=["group", "size", "effect", "low", "high", "actual", "error"])
 
-    def finding(self, points: Examples | None = None, targets: Examples | None = None, what: str = "output") -> Finding:
+    def finding(
+        self, points: Examples | None = None, targets: Examples | None = None, *, what: str = "output"
+    ) -> Finding:
         """A section of a report; `what` the targets' output is. No example is shown."""
         columns = [
             Term("group", "Training points that belong together: a source, a class, a writer."),
@@ -108,7 +111,7 @@ class GroupEffects:
 
 def group_effects(
     f_hat: OutputFunction,
-    groups: Sequence[Hashable],
+    groups: Sequence[Hashable] | Tensor,
     targets: Sequence[int] | None = None,
     f: Retrain | None = None,
     level: float = 0.95,
@@ -125,7 +128,8 @@ def group_effects(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: another number of names, a single group, no targets, or a level outside 0 to 1.
+        ValueError: another number of names, a single group, a name that is NaN, no targets, a level outside 0 to 1, or
+            true outputs of another universe, other targets or another output.
         IndexError: there is no such target.
 
     Example:
@@ -134,7 +138,12 @@ def group_effects(
         >>> [(g.group, g.effect) for g in group_effects(f_hat, ["web", "web", "books"]).groups]
         [('web', 2.0), ('books', -1.0)]
     """
+    groups = groups.tolist() if isinstance(groups, Tensor | np.ndarray) else list(groups)
     names = list(dict.fromkeys(groups))
+    if f is not None:
+        check_comparable(f_hat, f)
+    if unknown := [i for i, name in enumerate(groups) if name != name]:
+        raise ValueError(f"The group of training point {unknown[0]} is NaN; name the points of no group, say 'none'.")
     if len(groups) != f_hat.n or len(names) < 2:
         raise ValueError(
             f"Expected the group of each of {f_hat.n} training points, at least two groups; got {len(groups)} names "
@@ -145,8 +154,6 @@ def group_effects(
         raise ValueError(f"Expected targets and a level between 0 and 1; got {len(chosen)} targets and {level}.")
     rows = [f_hat.rows(int(j)) for j in chosen]
     without = torch.stack([torch.tensor([float(group != name) for group in groups]) for name in names])
-    if not bool((without.sum(1) > 0).all()):
-        raise ValueError("A group that is everything has no effect to measure; name at least two groups.")
 
     def lost(outputs: Tensor) -> Tensor:  # (1 + groups, m) -> (groups, targets)
         each = torch.stack([outputs[:, row].mean(1) for row in rows], 1)

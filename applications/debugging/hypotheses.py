@@ -22,6 +22,7 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
 from recipe.findings import Examples, Finding, Grid, Scatter, Term
+from recipe.lds import check_comparable
 from recipe.problem import Arguments
 from recipe.retrain import Retrain
 from recipe.run import Measured
@@ -29,6 +30,7 @@ from recipe.setting import Setting
 
 FEWEST = 3  # seeds for a p-value
 CONTROLS = 3  # random removals
+ROUNDING = 1e-6  # of an output: seeds that differ by less do not differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,9 @@ class Remove:
     """Train without some points."""
 
     points: Sequence[int] | Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", _index(self.points))
 
     def training(self, setting: Setting) -> Arguments:
         """Weights and added examples."""
@@ -51,6 +56,9 @@ class Relabel:
 
     points: Sequence[int] | Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", _index(self.points))
 
     def training(self, setting: Setting) -> Arguments:
         """Weights and added examples. Raises `ValueError` for another number of labels."""
@@ -70,6 +78,9 @@ class Edit:
     points: Sequence[int] | Tensor
     change: Callable[[Batch], Batch]
     name: str = "edit"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", _index(self.points))
 
     def training(self, setting: Setting) -> Arguments:
         """Weights and added examples."""
@@ -102,12 +113,14 @@ class Trial:
         name: what was done.
         before: the targets' mean output, over seeds.
         predicted: what the datamodel says it becomes; None where it cannot say, and `notes` tell why.
+        predicted_change: the datamodel's own change, from what it says of everything.
         actual: after retraining, over the same seeds.
         change: actual minus before, paired by seed.
         p: two-sided, of "nothing changes"; None where the seeds allow none.
         control: of a removal, the change by removing as many random points.
         before_each: `(targets,)` outputs before, the mean over seeds.
         predicted_each: `(targets,)`, or None.
+        predicted_change_each: `(targets,)`, or None.
         actual_each: `(targets,)` after.
         notes: what to know before believing it.
     """
@@ -115,32 +128,38 @@ class Trial:
     name: str
     before: Measured
     predicted: float | None
+    predicted_change: float | None
     actual: Measured
     change: Measured
     p: float | None
     control: Measured | None
     before_each: Tensor
     predicted_each: Tensor | None
+    predicted_change_each: Tensor | None
     actual_each: Tensor
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [f"{self.name}, {self.before.runs} seeds", f"  before     {self.before}"]
-        rows += [f"  predicted  {'unknown' if self.predicted is None else format(self.predicted, '.4g')}"]
-        rows += [f"  actual     {self.actual}", f"  change     {self.change}"]
+        rows += [f"  predicted  {_figure(self.predicted)}", f"  actual     {self.actual}"]
+        rows += [f"  change     {self.change} ({_figure(self.predicted_change)} was predicted)"]
         rows += [f"  p          {'none' if self.p is None else format(self.p, '.2g')}"]
         rows += [f"  random     {self.control} (the change by as many random points)"] if self.control else []
         return "\n".join([*rows, *(f"  note: {note}" for note in self.notes)])
 
     def to_pandas(self) -> Any:
-        """A row a target: `before`, `predicted`, `actual`."""
+        """A row a target: `before`, `predicted`, `predicted change`, `actual`."""
         import pandas as pd
 
-        predicted = [None] * len(self.before_each) if self.predicted_each is None else self.predicted_each.tolist()
-        columns = {"before": self.before_each.tolist(), "predicted": predicted, "actual": self.actual_each.tolist()}
+        unknown = [None] * len(self.before_each)
+        told = {"predicted": self.predicted_each, "predicted change": self.predicted_change_each}
+        predicted = {name: unknown if t is None else t.tolist() for name, t in told.items()}
+        columns = {"before": self.before_each.tolist(), **predicted, "actual": self.actual_each.tolist()}
         return pd.DataFrame(columns).rename_axis("target")
 
-    def finding(self, points: Examples | None = None, targets: Examples | None = None, what: str = "output") -> Finding:
+    def finding(
+        self, points: Examples | None = None, targets: Examples | None = None, *, what: str = "output"
+    ) -> Finding:
         """A section of a report; `what` the targets' output is. No example is shown."""
         columns = [
             Term("", ""),
@@ -148,15 +167,16 @@ class Trial:
         ]
         rows = [
             ("before", str(self.before)),
-            ("predicted", "unknown" if self.predicted is None else f"{self.predicted:.4g}"),
+            ("predicted", _figure(self.predicted)),
             ("actual", str(self.actual)),
             ("change", str(self.change)),
+            ("predicted change", _figure(self.predicted_change)),
             ("p-value", "none" if self.p is None else f"{self.p:.2g}"),
         ]
         rows += [("change by random points", str(self.control))] if self.control else []
         parts: list[Any] = [Grid(f"{self.name}: tested with {self.before.runs} seeds", columns, rows, best=2)]
-        if self.predicted_each is not None and len(self.before_each) > 1:
-            moved = (self.predicted_each - self.before_each).tolist(), (self.actual_each - self.before_each).tolist()
+        if self.predicted_change_each is not None and len(self.before_each) > 1:
+            moved = self.predicted_change_each.tolist(), (self.actual_each - self.before_each).tolist()
             x, y = (
                 Term("predicted change", "By the datamodel, a dot a target."),
                 Term("actual change", "By retraining."),
@@ -188,17 +208,15 @@ def try_out(
 
     Raises:
         IndexError: no such target, or no such training point.
-        ValueError: a change that returns another number of examples, a datamodel of another size, no targets.
+        ValueError: a change that returns another number of examples, a datamodel of another universe, other targets or
+            another output, no targets.
     """
     chosen = list(range(f.output_shape[0])) if targets is None else [int(j) for j in targets]
     rows = [f.rows(j) for j in chosen]
     if not rows:
         raise ValueError("No targets were chosen; pass at least one.")
-    if f_hat is not None and (f_hat.n, f_hat.output_shape) != (f.n, f.output_shape):
-        raise ValueError(
-            f"The datamodel has {f_hat.n} points and outputs {f_hat.output_shape}; the true outputs have {f.n} and "
-            f"{f.output_shape}. Fit the estimator to `f.setting`."
-        )
+    if f_hat is not None:
+        check_comparable(f_hat, f)
 
     def each(outputs: Tensor) -> Tensor:  # (..., m) -> (..., targets)
         return torch.stack([outputs[..., row].mean(-1) for row in rows], -1).detach().double().cpu()
@@ -208,20 +226,27 @@ def try_out(
     actual = each(_actual(hypothesis, f))
     predicted, why = _predicted(hypothesis, f, f_hat)
     told = None if predicted is None else each(predicted)
+    moved = None if told is None or f_hat is None else told - each(f_hat(ones))
     p, reason = _p_value((actual - before).mean(1))
     return Trial(
         name=str(hypothesis),
         before=Measured.of(before.mean(1).tolist()),
         predicted=None if told is None else float(told.mean()),
+        predicted_change=None if moved is None else float(moved.mean()),
         actual=Measured.of(actual.mean(1).tolist()),
         change=Measured.of((actual - before).mean(1).tolist()),
         p=p,
         control=_control(hypothesis, f, each, before) if isinstance(hypothesis, Remove) else None,
         before_each=before.mean(0),
         predicted_each=told,
+        predicted_change_each=moved,
         actual_each=actual.mean(0),
         notes=tuple(note for note in (why, reason) if note),
     )
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
 
 
 def _actual(hypothesis: Hypothesis, f: Retrain) -> Tensor:
@@ -251,7 +276,7 @@ def _p_value(changes: Tensor) -> tuple[float | None, str]:
 
     if len(changes) < FEWEST:
         return None, f"{len(changes)} retrainings are too few for a p-value; pass at least {FEWEST} seeds, better 10."
-    if float(changes.std()) <= 1e-12 * max(1.0, float(changes.abs().max())):
+    if float(changes.std()) <= ROUNDING * max(1.0, float(changes.abs().max())):
         return None, "All seeds give the same change (training is deterministic), so that there is no p-value."
     return float(ttest_1samp(changes.numpy(), 0.0).pvalue), ""
 
@@ -271,7 +296,12 @@ def _without(setting: Setting, points: Sequence[int] | Tensor) -> Tensor:
 
 
 def _index(points: Sequence[int] | Tensor) -> Tensor:
-    return torch.as_tensor(points, dtype=torch.long).reshape(-1).cpu()
+    """Indices, of a mask too. Raises `ValueError` for one that comes twice."""
+    index = torch.as_tensor(points).reshape(-1).cpu()
+    index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.long()
+    if len(index.unique()) != len(index):
+        raise ValueError(f"A training point can be chosen once; got {index.tolist()[:8]}, some of them twice.")
+    return index
 
 
 def _changed(change: Callable[[Batch], Batch], batch: Batch, what: str) -> Batch:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from recipe import batch as batches
+from recipe.batch import Batch
 from recipe.composition import effects_of
 from recipe.datamodel import OutputFunction
 from recipe.findings import Card, Curves, Examples, Finding, Strip, Term
@@ -129,23 +130,29 @@ def label_errors(
     pool, n = f.setting.pool, f.n
     scores: dict[str, Tensor] = {}
     if on_itself is not None:
-        if (on_itself.n, on_itself.m) != (n, n):
+        if (on_itself.n, on_itself.m) != (n, n) or not _of(on_itself, pool):
             raise ValueError(
                 f"on_itself must have the {n} training points as targets, with one output each; it has {on_itself.n} "
-                f"points and {on_itself.m} outputs. Fit an estimator to `setting.on(setting.pool, Margin())`."
+                f"points and {on_itself.m} outputs, or others of them. Fit an estimator to "
+                "`setting.on(setting.pool, Margin())`."
             )
         own = effects_of(on_itself).detach().diagonal()
         with torch.no_grad():
             scores["held-out margin"] = -(on_itself(torch.ones(n)) - own)
         scores["self-influence"] = own
     if on_clean is not None:
-        if on_clean.n != n:
-            raise ValueError(f"on_clean knows {on_clean.n} training points; the setting has {n}.")
+        if on_clean.n != n or not _of(on_clean, pool):
+            raise ValueError(f"on_clean knows {on_clean.n} training points, not the {n} of the setting.")
         scores["harm"] = -effects_of(on_clean).detach().mean(0)
     scores["training loss"] = f.on(pool, Loss(f.setting.loss))(torch.ones(n)).detach()
     if folds:
         scores["confident learning"] = confident_learning(f, folds, seed)
     return LabelErrors(scores, batches.labels(pool))
+
+
+def _of(f_hat: OutputFunction, pool: Batch) -> bool:
+    """Whether a datamodel is of this universe, as far as it is known."""
+    return f_hat.setting is None or batches.content_hash(f_hat.setting.pool) == batches.content_hash(pool)
 
 
 def confident_learning(f: Retrain, folds: int = 5, seed: int = 0) -> Tensor:

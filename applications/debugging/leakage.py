@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from recipe.composition import effects_of
+from applications.debugging.blame import by_target
 from recipe.datamodel import OutputFunction
 from recipe.findings import Card, Examples, Exhibit, Exhibits, Finding, Grid, Strip, Term
 
@@ -129,14 +129,15 @@ def leakage(train: Tensor, targets: Tensor, f_hat: OutputFunction | None = None,
     usual = float(np.median(apart)) if len(apart) else 1.0
     distance, point = (found[:, 0] for found in near.kneighbors(z, 1))
     pairs = [(j, int(point[j]), float(distance[j]) / usual) for j in np.argsort(distance, kind="stable")]
-    copies = [_copy(f_hat, *pair) for pair in pairs if pair[2] <= tolerance]
+    near_pairs = [pair for pair in pairs if pair[2] <= tolerance]
+    effects = None if f_hat is None or not near_pairs else by_target(f_hat, [int(j) for j, *_ in near_pairs])
+    copies = [_copy(None if effects is None else effects[row], *pair) for row, pair in enumerate(near_pairs)]
     return Leakage(copies, _groups(near, x, tolerance * usual), len(z), len(x), tolerance)
 
 
-def _copy(f_hat: OutputFunction | None, target: int, point: int, distance: float) -> Copy:
-    if f_hat is None:
+def _copy(effects: Tensor | None, target: int, point: int, distance: float) -> Copy:
+    if effects is None:
         return Copy(int(target), point, distance)
-    effects = effects_of(f_hat)[f_hat.rows(int(target))].detach().mean(0)
     rank = 1 + int((effects > effects[point]).sum())
     return Copy(int(target), point, distance, float(effects[point]), rank)
 

@@ -11,6 +11,7 @@ from applications.debugging.blame import predictions
 from recipe.datamodel import OutputFunction
 from recipe.findings import Examples, Finding, Report, Scatter, Term
 from recipe.findings.examples import check_examples
+from recipe.lds import score
 from recipe.record import versions
 
 
@@ -21,10 +22,20 @@ class Checked:
     Args:
         predicted: `(r, m)`.
         actual: `(r, m)`, by retraining.
+
+    Raises:
+        ValueError: other shapes, or fewer than three subsets.
     """
 
     predicted: Tensor
     actual: Tensor
+
+    def __post_init__(self) -> None:
+        if self.predicted.shape != self.actual.shape or self.actual.ndim != 2 or len(self.actual) < 3:
+            raise ValueError(
+                "Expected predicted and actual outputs (r, m) on at least three subsets; got "
+                f"{tuple(self.predicted.shape)} and {tuple(self.actual.shape)}."
+            )
 
     def to_pandas(self) -> Any:
         """A row an output and subset."""
@@ -36,19 +47,19 @@ class Checked:
 
     def finding(self, points: Examples | None = None, targets: Examples | None = None, shown: int = 800) -> Finding:
         """A section of a report; at most `shown` dots."""
-        moved = self.predicted - self.predicted.mean(0), self.actual - self.actual.mean(0)
-        score = float(torch.corrcoef(torch.stack([t.reshape(-1) for t in moved]))[0, 1])
+        found = score(self.predicted.double(), self.actual.double()[None])
         step = max(1, -(-self.actual.numel() // shown))
-        dots = zip(*(t.reshape(-1)[::step].tolist() for t in (self.predicted, self.actual)), strict=True)
-        x = Term("predicted", "What the datamodel says after training on a random subset, a dot an output and subset.")
-        y = Term("actual", "What retraining on that subset gave.")
+        moved = (t - t.mean(0) for t in (self.predicted, self.actual))
+        dots = zip(*(t.reshape(-1)[::step].tolist() for t in moved), strict=True)
+        x = Term("predicted change", "Of an output on a random subset, from its mean over the subsets; a dot for each.")
+        y = Term("actual change", "The same by retraining on that subset.")
         return Finding(
             "How far to believe this",
             "Does the datamodel predict what retraining does?",
-            f"On {len(self.actual)} random subsets, predicted and actual changes of {self.actual.shape[1]} outputs "
-            f"correlate with {score:.2f}.",
+            f"On {len(self.actual)} random subsets, predictions of {self.actual.shape[1]} outputs follow retraining "
+            f"with an LDS of {found.mean:.2f}; the actual change is {found.slope:.2f} times the predicted one.",
             [Scatter("Predicted against actual", x, y, list(dots))],
-            ["Below about 0.3, read what follows as guesses, and test each."] if score < 0.3 else (),
+            ["An LDS below about 0.3: read what follows as guesses, and test each."] if found.mean < 0.3 else (),
         )
 
 

@@ -81,14 +81,23 @@ def test_near_verbatim_sources_are_found_with_what_is_shared():
     assert "".join(piece for piece, _ in marked) == LIBRARY[2]
 
 
+def test_characters_are_words_where_no_spaces_are_written():
+    corroboration = pytest.importorskip("applications.corroboration")
+    pytest.importorskip("bm25s", reason="needs bm25s")
+    library = ["滚滚长江东逝水,浪花淘尽英雄。", "春眠不觉晓,处处闻啼鸟。"]
+    found = corroboration.Corroborator(library)(["他说:浪花淘尽英雄"], k=1).supports[0][0]
+    assert (found.source, found.words, found.passage) == (0, 6, "浪花淘尽英雄")
+
+
 def test_an_embedding_of_ones_own():
     corroboration = pytest.importorskip("applications.corroboration")
     pytest.importorskip("bm25s", reason="needs bm25s")
     vectors = {text: torch.eye(4)[i].tolist() for i, text in enumerate(LIBRARY)} | {"xyz": [0, 1, 0, 0]}
     embed = lambda texts: torch.tensor([vectors[t] for t in texts]).numpy()  # noqa: E731
     assert corroboration.Corroborator(LIBRARY, embed)(["xyz"], k=1).supports[0][0].source == 1
-    with pytest.raises(ValueError, match="There are 4 sources; got k=5"):
-        corroboration.Corroborator(LIBRARY)(["x"], k=5)
+    with pytest.raises(ValueError, match="k of at least 1; got 1 outputs and k=0"):
+        corroboration.Corroborator(LIBRARY)(["x"], k=0)
+    assert corroboration.Corroborator(LIBRARY)(["", "xyzzy"]).supports == ((), ())
     with pytest.raises(ValueError, match="no sources"):
         corroboration.Corroborator([])
     with pytest.raises(ValueError, match=r"embed must return \(b, d\), here \(4, d\)"):
@@ -117,7 +126,11 @@ def test_removal_curves_tell_good_values_from_bad():
 def test_bad_values_and_shares():
     f_hat = LinearDatamodel(torch.zeros(2), torch.ones(2, 3))
     assert value_points(f_hat).tolist() == [2.0, 2.0, 2.0]
-    with pytest.raises(ValueError, match=r"Expected values \(3,\).*wrong: \['a'\]"):
+    with pytest.raises(ValueError, match=r"Expected finite values \(3,\).*wrong: \['a'\]"):
         valuation({"a": torch.zeros(2)}, f_hat)
+    with pytest.raises(ValueError, match=r"wrong: \['a'\]"):
+        valuation({"a": torch.tensor([0.0, 1.0, torch.nan])}, f_hat)
+    with pytest.raises(ValueError, match="at least one draw; got 0"):
+        valuation({"a": torch.zeros(3)}, f_hat, draws=0)
     with pytest.raises(ValueError, match="shares must ascend"):
         valuation({"a": torch.zeros(3)}, f_hat, shares=[0.5, 0.1])

@@ -103,7 +103,23 @@ def test_the_datamodel_needs_fewer_removals_than_chance(f, f_hat):
 
 def test_a_prediction_that_is_lost_already_needs_no_removal():
     f = planted([[-1.0, 0.5, 0.0]])
-    assert brittleness(torch.tensor([[1, 0]]), f, [0], [1]).sizes.tolist() == [0.0]
+    found = brittleness(torch.tensor([[1, 0]]), f, [0], [1])
+    assert found.sizes.tolist() == [0.0]
+    assert "not by retraining" in found.finding(None, Unseen(1)).answer
+
+
+def test_what_flips_is_looked_at_with_fresh_seeds(seeded):
+    f, f_hat = seeded
+    orders = removal_orders(f_hat, [0, 1, 2, 3], 12)
+    found = brittleness(orders, f, [0, 1, 2, 3], [2, 12], refine=False)
+    assert found.fresh == len(f.seeds)
+    others = f.with_seeds(range(max(f.seeds) + 1, max(f.seeds) + 1 + len(f.seeds)))
+    for j, flip in enumerate(found.flips):
+        assert (flip.size is None) == (flip.fresh is None)
+        if flip.size is not None:
+            expected = others(ONES.index_fill(0, orders[j][: flip.size], 0.0))[j]
+            assert flip.fresh == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+    assert brittleness(orders, f, [0, 1, 2, 3], [2], fresh=()).fresh == 0
 
 
 def test_bad_orders(f, f_hat):
@@ -171,7 +187,7 @@ def test_bad_datamodels_for_label_errors(mislabelled):
     f = Retrain(mislabelled[0])
     with pytest.raises(ValueError, match="must have the 40 training points as targets"):
         label_errors(f, on_itself=Influence().fit(f.setting))
-    with pytest.raises(ValueError, match="knows 3 training points; the setting has 40"):
+    with pytest.raises(ValueError, match="knows 3 training points, not the 40 of the setting"):
         label_errors(f, on_clean=planted([[1.0, 2.0, 3.0]]))
     with pytest.raises(ValueError, match="between 2 and 40 folds; got 1"):
         confident_learning(f, folds=1)
@@ -315,6 +331,18 @@ def test_one_target_has_no_interval(f_hat):
     assert "no confidence interval" in found.finding().notes[-1]
 
 
+def test_groups_may_be_a_tensor_and_need_names(f, f_hat):
+    groups = torch.arange(40) % 2
+    found = group_effects(f_hat, groups)
+    assert sorted(g.group for g in found.groups) == [0, 1]
+    assert all(g.size == 20 for g in found.groups)
+    with pytest.raises(ValueError, match="group of training point 3 is NaN"):
+        group_effects(f_hat, [float("nan") if i == 3 else "a" for i in range(40)])
+    inputs, labels = f.setting.probe
+    with pytest.raises(ValueError, match="or their universe or targets differ"):
+        group_effects(Influence().fit(f.setting), groups, f=f.on((inputs.flip(0), labels.flip(0))))
+
+
 def test_bad_groups(f_hat):
     with pytest.raises(ValueError, match="each of 40 training points, at least two groups; got 3 names and 1 groups"):
         group_effects(f_hat, ["a"] * 3)
@@ -343,8 +371,12 @@ def test_a_removal_is_tested_over_seeds(seeded):
     assert trial.p == pytest.approx(_two_sided(t, 3))
     assert trial.control.runs == 3
     assert trial.change.mean < trial.control.mean
-    assert "p-value" in str(trial.finding("margin"))
-    assert trial.to_pandas().shape == (2, 3)
+    assert trial.predicted_change == pytest.approx(float((f_hat(keep) - f_hat(ONES))[:2].mean()))
+    page = trial.finding(what="margin")
+    assert "mean margin" in str(page)
+    dots = [x for x, _ in page.parts[0].points]
+    assert dots == pytest.approx((f_hat(keep) - f_hat(ONES))[:2].tolist())  # of the datamodel itself, both of them
+    assert trial.to_pandas().shape == (2, 4)
 
 
 def _two_sided(t, freedom):
@@ -398,8 +430,15 @@ def test_bad_hypotheses(f):
         try_out(Relabel([0, 1], torch.tensor([0])), f)
     with pytest.raises(ValueError, match="as many targets as it gets, in their order: 6; it returned 2"):
         try_out(Transform(lambda batch: batches.take(batch, slice(0, 2))), f)
-    with pytest.raises(ValueError, match="has 3 points"):
+    with pytest.raises(ValueError, match="has n=3 training points"):
         try_out(Remove([0]), f, planted([[1.0, 2.0, 3.0]]))
+    elsewhere = replace(f.setting, universe=(f.setting.pool[0] + 1, f.setting.pool[1]))
+    with pytest.raises(ValueError, match="their universe or targets differ"):
+        try_out(Remove([0]), f, Influence().fit(elsewhere))
+    with pytest.raises(ValueError, match="can be chosen once"):
+        Remove([1, 1])
+    assert Remove(torch.arange(40) < 3).points.tolist() == [0, 1, 2]
+    assert str(Remove(torch.arange(40) < 3)) == "remove 3 points"
 
 
 # ---- the overview --------------------------------------------------------------------------------------------------
