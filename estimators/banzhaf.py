@@ -23,6 +23,7 @@ Theory", 1992. Deviations: outputs in place of a utility; every run has a seed o
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -58,6 +59,7 @@ class Banzhaf:
 
     subsets: int
     seed: int = 0
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.subsets < 2:

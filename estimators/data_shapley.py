@@ -26,7 +26,7 @@ regression says more about sets.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class DataShapley:
     tolerance: float = 0.1
     truncation: float = 0.01
     seed: int = 0
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.permutations < 2:

@@ -19,6 +19,7 @@ retrainings.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from estimators._differences import differences_cost, fit_differences
 from estimators._sampled import SampledDatamodel
@@ -55,6 +56,7 @@ class EmpiricalInfluence:
     subsets: int
     alpha: float = 0.5
     seed: int = 0
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.subsets < 2:

@@ -19,7 +19,7 @@ Reference: Shapley, "A Value for n-Person Games", 1953. Cost: `models 2^n` retra
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class ExactShapley:
 
     models: int = 1
     seed: int = 0
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.models < 1:

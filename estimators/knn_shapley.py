@@ -23,7 +23,7 @@ Cost: `t n d` for the distances and `n log n` an output. No `effect`: a value is
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class KNNShapley:
     representation: Representation | None = None
     models: int = 1
     seed: int = 0
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         check_k(self.k)

@@ -29,7 +29,7 @@ there is no derivative. Put candidates into the universe and linearise where the
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ class MAGIC:
     models: int = 1
     seed: int = 0
     check: SmoothnessCheck | None = SmoothnessCheck()
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.models < 1:

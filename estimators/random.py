@@ -8,14 +8,20 @@ Cost: `m n` random numbers.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Setting
+from recipe.stores import collected
 from recipe.work import Work
+
+BLOCK = 2**10  # points that are drawn together
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,21 @@ class Random:
         """
         weights, _ = at or (torch.ones(setting.n), None)
         w = setting.check_weights(weights).detach().to(setting.dtype)
-        generator = torch.Generator().manual_seed(self.seed)
-        # Drawn on the CPU, so that the device changes nothing.
-        effects = torch.randn(setting.m, setting.n, generator=generator, dtype=setting.dtype).to(w) / setting.n
+        # Drawn on the CPU, so that the device changes nothing, point by point in blocks.
+        starts = range(0, setting.n, BLOCK)
+        sizes = [min(BLOCK, setting.n - start) for start in starts]
+        effects = collected(partial(self._drawn, setting.m, setting.n, w), list(zip(starts, sizes, strict=True)), sizes)
         return LinearDatamodel(
-            -effects @ w,
+            torch.zeros_like(w[:1]).expand(setting.m),
             effects,
+            at=w,
             output_shape=setting.output_shape,
             on=lambda targets, output: self.fit(setting.on(targets, output), at),
         )
+
+    def _drawn(self, m: int, n: int, like: Tensor, block: tuple[int, int]) -> Tensor:
+        start, size = block
+        # Of both numbers: torch's generator looks at 32 bits of a seed alone.
+        seed = int(np.random.SeedSequence([self.seed % 2**32, start]).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(m, size, generator=generator, dtype=like.dtype).to(like) / n

@@ -28,7 +28,7 @@ retrainings and the prior. The regression itself takes about a second for 1 000 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +77,7 @@ class Regression:
     penalty: Penalty = Lasso()
     prior: Estimator | None = None
     seed: int = 0
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.subsets < 2:

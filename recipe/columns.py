@@ -1,10 +1,9 @@
 """Examples that stay where they are: columns of a `datasets.Dataset`, and data too large to hold in memory.
 
 A `datasets.Dataset` lies on disk in many pieces; training draws examples at random, and wants one tensor a column. So
-data are read once, block by block, and where they are larger than `MAPPED_BYTES` they are laid out in memory-mapped
-files: tensors like any other, of which memory holds what was used last and gives it back when it is needed. The files
-lie in the folder that `RECIPE_CACHE` names (default the system's temporary one) and vanish with the process, however it
-ends.
+data are read once, block by block, and laid out in memory-mapped files: tensors like any other, of which memory holds
+what was used last and gives it back when it is needed. The files lie in the folder that `RECIPE_CACHE` names (default
+the system's temporary one) and vanish with the process, however it ends.
 """
 
 import os
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAPPED_BYTES = 2**28  # from here on data are laid out in files
 ROWS = 1024  # examples read at once
 
 
@@ -70,7 +68,7 @@ class Columns:
 
 
 def read_all(data: Any, collate: Callable[[list[Any]], Any]) -> Any:
-    """All examples of a map-style data set as one batch, read block by block, in files where they are many."""
+    """All examples of a map-style data set as one batch, read block by block, in memory-mapped files."""
     n = len(data)
     blocks = (collate(_rows(data, range(i, min(n, i + ROWS)))) for i in range(0, n, ROWS))
     first = next(blocks)
@@ -100,9 +98,9 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 
 def _place(like: Tensor, n: int) -> Tensor:
-    """Room for n examples: in memory, or in a file that no longer has a name, so that nothing of it is left behind."""
+    """Room for n examples in a file that no longer has a name, so that nothing of it is left behind."""
     shape = (n, *like.shape[1:])
-    if like.nbytes // max(1, len(like)) * n < MAPPED_BYTES:
+    if not like.numel():
         return torch.empty(shape, dtype=like.dtype)
     with tempfile.NamedTemporaryFile(dir=os.environ.get("RECIPE_CACHE"), suffix=".examples") as file:
         size = like.nbytes // len(like) * n

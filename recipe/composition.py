@@ -9,7 +9,7 @@ Both have the signature of what they are made of, so a task does not know. The e
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ class Ensembling:
     """
 
     estimators: Sequence[Any]
+    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "estimators", tuple(self.estimators))

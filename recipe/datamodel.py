@@ -75,7 +75,11 @@ def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Estimator(Protocol):
-    """A frozen dataclass with `fit(setting, at=None) -> OutputFunction`, `at = (weights, added)`: where; and `cost`."""
+    """A frozen dataclass with `fit(setting, at=None) -> OutputFunction`, `at = (weights, added)`: where; and `cost`.
+
+    One that makes the effects of all training points at once says so, `at_once: ClassVar[bool] = True`: `Stored` asks
+    it for a few targets at a time.
+    """
 
     def fit(self, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> "OutputFunction":
         """A datamodel of the setting's outputs."""

@@ -1,7 +1,7 @@
 """Brittleness: how many points have to go until a prediction of the digits MLP flips, by whom they are named.
 
-The 50 targets of lowest positive margin, margins of the predicted label, 5 seeds, every size verified by retraining; what
-was found is retrained once more with 5 other seeds.
+The 50 targets of lowest positive margin, margins of the predicted label, 5 seeds, every size verified by retraining;
+what was found is retrained once more with 5 other seeds.
 """
 
 import sys

@@ -13,6 +13,7 @@ import hashlib
 import math
 import os
 import random
+import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +23,15 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recipe import batch as batches
+from recipe.batch import Batch
 from recipe.composition import Ensemble, Scaled, effects_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, fitting, records_origin
-from recipe.engine import Spread
+from recipe.engine import Spread, engine
 from recipe.problem import Arguments
 from recipe.setting import Setting
 from recipe.stores.blocks import TYPES, Blocks, Effects
@@ -37,6 +40,7 @@ from recipe.training import progress_bar
 from recipe.values import all_finite
 
 BLOCK_BYTES = 2**24  # of a block at least, so that files are worth opening
+HELD_BYTES = 2**27  # of the effects that an estimator makes at once
 TASKS = 32  # that the effects in memory are divided into
 
 
@@ -44,9 +48,11 @@ TASKS = 32  # that the effects in memory are divided into
 class Stored:
     """The estimator that fits another one and keeps its effects on disk.
 
-    Started again after an interruption it computes only the blocks that are missing. Estimators whose effects come from
-    the examples' gradients or representations never hold more than a block; others (regressions, game values) make
-    their effects at once and write them then.
+    Effects are never held whole. Those that come from the examples' gradients or representations are written block by
+    block as they are computed, and after an interruption only the blocks that are missing are computed. Estimators that
+    make the effects of all points at once (`at_once`: regressions, game values, replays) are asked for a few targets at
+    a time, whose effects wait in a file until all are there, in the folder that `RECIPE_CACHE` names. A calibration
+    looks at all outputs together: store what it calibrates, `Calibrated(Stored(EKFAC(), path), subsets=10)`.
 
     Args:
         estimator: what is fitted.
@@ -95,26 +101,46 @@ class Stored:
         sink = _Sink(self, _described(self.estimator, setting, at))
         if (store := Blocks.found(self.path)) is not None:
             store.check(sink.described, self.dtype)  # before anything is trained
+        groups = _target_groups(setting) if getattr(self.estimator, "at_once", False) else [slice(None)]
         with _collecting(sink):
-            f_hat = self.estimator.fit(setting, at)
-        return f_hat if sink.effects is not None else self._written(f_hat, sink)
+            f_hat = self.estimator.fit(_on(setting, groups[0]), at)
+        return f_hat if sink.effects is not None else self._written(setting, f_hat, groups, sink)
 
-    def _written(self, f_hat: OutputFunction, sink: "_Sink") -> OutputFunction:
-        """The same datamodel with effects that were made at once."""
-        if not _linear(f_hat):
+    def _written(
+        self, setting: Setting, first: OutputFunction, groups: Sequence[slice], sink: "_Sink"
+    ) -> OutputFunction:
+        """The datamodel of all targets, given that of the first group, whose effects were made at once."""
+        if not _linear(first):
             raise ValueError(
                 f"{type(self.estimator).__name__} is not linear in the weights, so it has no effects to store. Use it "
                 "as it is."
             )
-        effects = effects_of(f_hat)
-        width = max(1, BLOCK_BYTES // (f_hat.m * self.dtype.itemsize))
-        parts = effects.split(width, 1)
-        stored: Any = sink.collect(lambda part: part, parts, [part.shape[1] for part in parts])
-        with torch.no_grad():
-            everything = torch.ones((), dtype=effects.dtype, device=effects.device).expand(f_hat.n)
-            outputs = f_hat(everything)
+
+        def members() -> Iterator[OutputFunction]:
+            yield first
+            for group in groups[1:]:
+                yield first.on(_on(setting, group).probe)
+
+        def effect(batch: Batch) -> Tensor:
+            return torch.cat([worth(batch) for f_hat in members() if (worth := f_hat.effect) is not None])
+
+        everything = torch.ones((), dtype=setting.dtype, device=setting.device).expand(setting.n)
+        outputs, start = [], 0
+        with _spilled((setting.m, setting.n)) as rows, torch.no_grad():
+            for f_hat in members():
+                rows[start : start + f_hat.m] = effects_of(f_hat).detach().cpu().float().numpy()
+                outputs.append(f_hat(everything))
+                start += f_hat.m
+            width = max(1, BLOCK_BYTES // (setting.m * self.dtype.itemsize))
+            parts = [slice(i, min(i + width, setting.n)) for i in range(0, setting.n, width)]
+            with engine():  # the file is here
+                stored: Any = sink.collect(
+                    lambda part: torch.from_numpy(rows[:, part].copy()), parts, [p.stop - p.start for p in parts]
+                )
+        worth = None if first.effect is None else first.effect if len(groups) == 1 else effect
+        on = first.on
         return LinearDatamodel(
-            outputs, stored, f_hat.effect, at=everything, output_shape=f_hat.output_shape, on=f_hat.on
+            torch.cat(outputs), stored, worth, at=everything, output_shape=setting.output_shape, on=on
         )
 
 
@@ -136,6 +162,26 @@ def collected(function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Se
 
 
 # ---- inside ----------------------------------------------------------------------------------------------------------
+def _target_groups(setting: Setting) -> list[slice]:
+    """Targets whose effects together fit `HELD_BYTES`."""
+    count = setting.output_shape[0]
+    size = max(1, HELD_BYTES // (8 * setting.n * (setting.m // count)))
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def _on(setting: Setting, targets: slice) -> Setting:
+    whole = targets in (slice(None), slice(0, setting.output_shape[0]))
+    return setting if whole else setting.on(batches.take(setting.probe, targets))
+
+
+@contextmanager
+def _spilled(shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """A float32 matrix in a file that vanishes."""
+    with tempfile.TemporaryFile(dir=os.environ.get("RECIPE_CACHE"), suffix=".effects") as file:
+        file.truncate(4 * shape[0] * shape[1])
+        yield np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+
+
 class _Sink:
     """Where one fit's effects go."""
 

@@ -53,9 +53,7 @@ def test_a_data_set_travels_as_its_address(dataset):
         assert torch.equal(here, there)
 
 
-@pytest.mark.parametrize("limit", [0, 2**28])
-def test_files_and_memory_hold_the_same(limit, monkeypatch):
-    monkeypatch.setattr(columns, "MAPPED_BYTES", limit)
+def test_files_hold_the_same(monkeypatch):
     monkeypatch.setattr(columns, "ROWS", 7)
     rows = [{"x": torch.full((3,), float(i)), "labels": i % 2} for i in range(40)]
     batch = columns.read_all(rows, default_collate)

@@ -41,6 +41,7 @@ from recipe import (
     TopK,
     calculus,
 )
+from recipe import batch as batches
 from recipe.stores import effects as module
 from tests.worlds import ESTIMATORS, logistic, small_mlp
 
@@ -57,6 +58,8 @@ def _small_blocks(monkeypatch):
 
 
 SLOW = (DataShapley, Banzhaf, EmpiricalInfluence, ExactShapley, Calibrated)  # and alike: retraining on subsets
+NOT_LINEAR = (AdjointInfluence, NewtonStep, KNN, SizeCorrecting, Simfluence)
+FEW = [DataShapley(2), Banzhaf(20), EmpiricalInfluence(20)]
 EACH = {type(e): e for e in ESTIMATORS if not isinstance(e, SLOW)} | {Regression: Regression(subsets=10)}
 
 
@@ -64,7 +67,7 @@ EACH = {type(e): e for e in ESTIMATORS if not isinstance(e, SLOW)} | {Regression
 def test_every_linear_estimator_can_keep_its_effects_on_disk(estimator, tmp_path):
     setting = logistic() if isinstance(estimator, (Influence, EKFACCG)) else small_mlp()
     f_hat = estimator.fit(setting)
-    if type(estimator) in (AdjointInfluence, NewtonStep, KNN, SizeCorrecting, Simfluence):
+    if type(estimator) in NOT_LINEAR:
         with pytest.raises(ValueError, match="is not linear in the weights"):
             Stored(estimator, tmp_path / "effects").fit(setting)
         return
@@ -74,6 +77,32 @@ def test_every_linear_estimator_can_keep_its_effects_on_disk(estimator, tmp_path
     w = W[0].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(stored(w).sum(), w)
     torch.testing.assert_close(stored.effects[:].sum(0).double(), gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", [*EACH.values(), *FEW], ids=lambda e: type(e).__name__)
+def test_effects_are_never_held_whole(estimator, tmp_path, monkeypatch):
+    """They come in blocks of points, or, where an estimator says that it makes them at once, of a few targets."""
+    if type(estimator) in NOT_LINEAR:
+        pytest.skip("is not linear")
+    setting = logistic() if isinstance(estimator, (Influence, EKFACCG)) else small_mlp()
+    monkeypatch.setattr(module, "HELD_BYTES", 2 * 8 * 40)  # two targets
+    asked = []
+    whole = module.effects_of
+    monkeypatch.setattr(module, "effects_of", lambda f_hat: asked.append(f_hat.m) or whole(f_hat))
+    stored = Stored(estimator, tmp_path / "effects").fit(setting)
+    assert asked == ([2, 2, 2] if getattr(estimator, "at_once", False) else [])
+    f_hat = estimator.fit(setting)
+    torch.testing.assert_close(stored(W), f_hat(W), rtol=1e-3, atol=1e-4)
+    added = batches.take(setting.pool, slice(0, 2))
+    if f_hat.effect is not None:
+        torch.testing.assert_close(stored.effect(added), f_hat.effect(added), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_stored_can_be_calibrated(tmp_path):
+    setting = logistic()
+    stored = Calibrated(Stored(Influence(), tmp_path / "effects"), subsets=6).fit(setting)
+    assert isinstance(stored.f_hat.effects, Effects)
+    torch.testing.assert_close(stored(W), Calibrated(Influence(), subsets=6).fit(setting)(W), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
