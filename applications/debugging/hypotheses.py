@@ -22,6 +22,7 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
 from recipe.findings import Examples, Finding, Grid, Scatter, Term
+from recipe.findings.words import counted
 from recipe.problem import Arguments
 from recipe.retrain import Retrain
 from recipe.run import Measured
@@ -142,19 +143,27 @@ class Trial:
 
     def finding(self, points: Examples | None = None, targets: Examples | None = None, what: str = "output") -> Finding:
         """A section of a report; `what` the targets' output is. No example is shown."""
-        columns = [
-            Term("", ""),
-            Term("mean " + what, "The mean over the targets; after ±, the standard error over seeds."),
-        ]
+        seeds, error = counted(self.before.runs, "seed"), "after ±, its standard error over seeds"
+        mean = f"The targets' mean {what}"
+        columns = [Term("", ""), Term("mean " + what, f"The mean over the targets; {error}.")]
         rows = [
-            ("before", str(self.before)),
-            ("predicted", "unknown" if self.predicted is None else f"{self.predicted:.4g}"),
-            ("actual", str(self.actual)),
-            ("change", str(self.change)),
-            ("p-value", "none" if self.p is None else f"{self.p:.2g}"),
+            (Term("before", f"{mean} after training on everything; {error}."), str(self.before)),
+            (
+                Term("predicted", f"{mean} after the change, as the datamodel has it."),
+                "unknown" if self.predicted is None else f"{self.predicted:.4g}",
+            ),
+            (Term("actual", f"{mean} after retraining with the change; {error}."), str(self.actual)),
+            (Term("change", f"Actual minus before, paired by seed; {error}."), str(self.change)),
+            (
+                Term("p-value", "Of 'nothing changes': a paired t-test over seeds, two-sided."),
+                "none" if self.p is None else f"{self.p:.2g}",
+            ),
         ]
-        rows += [("change by random points", str(self.control))] if self.control else []
-        parts: list[Any] = [Grid(f"{self.name}: tested with {self.before.runs} seeds", columns, rows, best=2)]
+        if self.control:
+            draws = f"The change by removing as many random points: the mean over {counted(self.control.runs, 'draw')}"
+            draws += "; after ±, its standard error over draws."
+            rows += [(Term("change by random points", draws), str(self.control))]
+        parts: list[Any] = [Grid(f"{self.name}: tested with {seeds}", columns, rows, best=2)]
         if self.predicted_each is not None and len(self.before_each) > 1:
             moved = (self.predicted_each - self.before_each).tolist(), (self.actual_each - self.before_each).tolist()
             x, y = (
@@ -172,6 +181,8 @@ class Trial:
             + f". The change {verdict}.",
             parts,
             self.notes,
+            [Term("±", "The standard error over seeds.")] * (self.before.runs > 1)
+            + [Term("p", "Of 'nothing changes': a paired t-test over seeds, two-sided.")] * (self.p is not None),
         )
 
 
