@@ -343,7 +343,14 @@ def test_a_removal_is_tested_over_seeds(seeded):
     assert trial.p == pytest.approx(_two_sided(t, 3))
     assert trial.control.runs == 3
     assert trial.change.mean < trial.control.mean
-    assert "p-value" in str(trial.finding("margin"))
+    section = trial.finding(what="margin")
+    assert "p-value" in str(section)
+    grid = section.parts[-1]
+    meanings = {row[0].name: grid.meaning(i, 1).meaning for i, row in enumerate(grid.rows)}
+    assert len(set(meanings.values())) == 6
+    assert "over draws" in meanings["change by random points"]
+    assert "t-test" in meanings["p-value"]
+    assert [term.name for term in section.defined] == ["±", "p"]
     assert trial.to_pandas().shape == (2, 3)
 
 
