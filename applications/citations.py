@@ -122,7 +122,7 @@ class Citations:
         """A section of a report: the context, marked by what each source adds."""
         scale = float(self.effects.abs().max().clamp_min(1e-12))
         marked = [(f"{s} ", float(e) / scale) for s, e in zip(self.sources, self.effects, strict=True)]
-        whole = Card(Content("the context", pieces=tuple(marked)), "marked by effect")
+        whole = Card(Content(pieces=tuple(marked)), "the context, marked by effect")
         shown = Texts(self.sources)
         best = [Card(shown[i], f"source {i}", f"{float(self.effects[i]):+.3g} nats") for i in self.order[:5]]
         parts: list[Any] = [Strip("The context", [whole], EFFECT), Strip("Most cited", best, EFFECT)]
@@ -136,7 +136,9 @@ class Citations:
             rows.append(("random sources", self.control))
             parts.append(Grid("Asked again", columns, rows, best=1))
             answer += f" Without the {self.k} most cited sources it is {self.dropped:.3g} nats less likely."
-        return Finding("Citations", f"Which sources made the model say this: {self.response}", answer, parts)
+        return Finding(
+            "Citations", f"Which sources made the model say this: {self.response}", answer, parts, frame=self.to_pandas
+        )
 
 
 def citations(

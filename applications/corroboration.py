@@ -73,6 +73,7 @@ class Corroboration:
             "Which sources support these outputs, and are any of them copied?",
             f"{len(copied)} of {len(self.outputs)} outputs share {words} words in a row, or more, with a source.",
             [Exhibits("Outputs, each with its sources", items)],
+            frame=self.to_pandas,
         )
 
 

@@ -85,6 +85,7 @@ class Valuation:
             f"{self.lowest[ranked[0]][-1]:.3g}; without the {shares[-1]:.0%} it values most, "
             f"{self.highest[ranked[0]][-1]:.3g}; by chance {self.lowest[RANDOM][-1]:.3g}.",
             [*plots, Grid("Areas", columns, rows, best=0)],
+            frame=self.to_pandas,
         )
 
 

@@ -84,6 +84,7 @@ class Blame:
             f"The {len(top)} most helpful points are predicted to hold the {what} up by {float(top.sum()):.3g} "
             f"together; half of all influence is in {half} of {len(self.effects)} points.",
             [*([Strip("Asked about", seen)] if seen else []), *self.strips(points)],
+            frame=self.to_pandas,
         )
 
 
@@ -126,13 +127,13 @@ def removal_orders(f_hat: OutputFunction, targets: Sequence[int], k: int) -> Ten
     return by_target(f_hat, targets).argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
-def predictions(f_hat: OutputFunction, points: Examples, targets: Examples, chosen: Sequence[int], k: int) -> Exhibits:
+def predictions(f_hat: OutputFunction, each: Sequence[Blame], points: Examples, targets: Examples) -> Exhibits:
     """Many predictions, each with its helpful and harmful points, to browse."""
     check_examples(targets, f_hat.output_shape[0], "targets")
     with torch.no_grad():
         outputs = f_hat(torch.ones(f_hat.n))
     items = []
-    for found in blame_each(f_hat, chosen, k):
+    for found in each:
         (j,) = found.targets
         value = float(outputs[f_hat.rows(j)].mean())
         card = Card(targets[j], f"target {j}", f"output {value:.3g}")

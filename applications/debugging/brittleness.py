@@ -131,6 +131,7 @@ class Brittleness:
                 Strip("The most brittle predictions", cards, REMOVED),
                 *([Grid("Beside other orders of removal", columns, rows, best=0)] if others else []),
             ],
+            frame=self.to_pandas,
         )
 
     def _middle(self) -> str:

@@ -97,6 +97,7 @@ class Comparison:
             f"Which training data do predictions of {a} rest on that those of {b} do not?",
             f"The effects of {a} and {b} agree with a mean cosine of {float(self.alike.mean()):.2f}. {self._told()}",
             [Exhibits("Distinguishing directions", items, columns[1]), Grid("Shares of the effects", columns, rows)],
+            frame=self.to_pandas,
         )
 
     def _told(self) -> str:

@@ -106,6 +106,7 @@ class GroupEffects:
             f"{best.group} raises it most ({best.effect:+.3g}), {worst.group} least ({worst.effect:+.3g}).",
             [*([plot] if checked else []), Grid("Effects of groups", columns, rows)],
             notes,
+            frame=self.to_pandas,
         )
 
 

@@ -22,6 +22,7 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
 from recipe.findings import Examples, Finding, Grid, Scatter, Term
+from recipe.findings.words import counted
 from recipe.lds import check_comparable
 from recipe.problem import Arguments
 from recipe.retrain import Retrain
@@ -161,20 +162,28 @@ class Trial:
         self, points: Examples | None = None, targets: Examples | None = None, *, what: str = "output"
     ) -> Finding:
         """A section of a report; `what` the targets' output is. No example is shown."""
-        columns = [
-            Term("", ""),
-            Term("mean " + what, "The mean over the targets; after ±, the standard error over seeds."),
-        ]
+        seeds, error = counted(self.before.runs, "seed"), "after ±, its standard error over seeds"
+        mean = f"The targets' mean {what}"
+        columns = [Term("", ""), Term("mean " + what, f"The mean over the targets; {error}.")]
         rows = [
-            ("before", str(self.before)),
-            ("predicted", _figure(self.predicted)),
-            ("actual", str(self.actual)),
-            ("change", str(self.change)),
-            ("predicted change", _figure(self.predicted_change)),
-            ("p-value", "none" if self.p is None else f"{self.p:.2g}"),
+            (Term("before", f"{mean} after training on everything; {error}."), str(self.before)),
+            (Term("predicted", f"{mean} after the change, as the datamodel has it."), _figure(self.predicted)),
+            (Term("actual", f"{mean} after retraining with the change; {error}."), str(self.actual)),
+            (Term("change", f"Actual minus before, paired by seed; {error}."), str(self.change)),
+            (
+                Term("predicted change", "The datamodel's, from what it says of everything."),
+                _figure(self.predicted_change),
+            ),
+            (
+                Term("p-value", "Of 'nothing changes': a paired t-test over seeds, two-sided."),
+                "none" if self.p is None else f"{self.p:.2g}",
+            ),
         ]
-        rows += [("change by random points", str(self.control))] if self.control else []
-        parts: list[Any] = [Grid(f"{self.name}: tested with {self.before.runs} seeds", columns, rows, best=2)]
+        if self.control:
+            draws = f"The change by removing as many random points: the mean over {counted(self.control.runs, 'draw')}"
+            draws += "; after ±, its standard error over draws."
+            rows += [(Term("change by random points", draws), str(self.control))]
+        parts: list[Any] = [Grid(f"{self.name}: tested with {seeds}", columns, rows, best=2)]
         if self.predicted_change_each is not None and len(self.before_each) > 1:
             moved = self.predicted_change_each.tolist(), (self.actual_each - self.before_each).tolist()
             x, y = (
@@ -192,6 +201,9 @@ class Trial:
             + f". The change {verdict}.",
             parts,
             self.notes,
+            [Term("±", "The standard error over seeds.")] * (self.before.runs > 1)
+            + [Term("p", "Of 'nothing changes': a paired t-test over seeds, two-sided.")] * (self.p is not None),
+            frame=self.to_pandas,
         )
 
 
@@ -275,7 +287,8 @@ def _p_value(changes: Tensor) -> tuple[float | None, str]:
     from scipy.stats import ttest_1samp
 
     if len(changes) < FEWEST:
-        return None, f"{len(changes)} retrainings are too few for a p-value; pass at least {FEWEST} seeds, better 10."
+        had = counted(len(changes), "retraining")
+        return None, f"{had} are too few for a p-value; pass at least {FEWEST} seeds, better 10."
     if float(changes.std()) <= ROUNDING * max(1.0, float(changes.abs().max())):
         return None, "All seeds give the same change (training is deterministic), so that there is no p-value."
     return float(ttest_1samp(changes.numpy(), 0.0).pvalue), ""

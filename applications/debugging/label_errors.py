@@ -104,7 +104,11 @@ class LabelErrors:
                 f"{int(wrong[top].sum())} of the {len(top)} most suspicious labels by {first} are wrong. AUROC: {areas}"
             )
         return Finding(
-            "Likely label errors", "Which training labels do the rest of the data contradict?", answer, parts
+            "Likely label errors",
+            "Which training labels do the rest of the data contradict?",
+            answer,
+            parts,
+            frame=self.to_pandas,
         )
 
 

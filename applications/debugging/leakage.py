@@ -80,11 +80,12 @@ class Leakage:
         ]
         known = [c for c in self.copies if c.rank is not None]
         top = sum(c.rank == 1 for c in known)
-        columns = [
-            Term("", ""),
-            Term("count", f"Pairs closer than {self.tolerance:g} of the usual distance between neighbours."),
+        near = f"closer than {self.tolerance:g} of the usual distance between neighbours"
+        columns = [Term("", ""), Term("count", f"How many there are; copies lie {near}.")]
+        rows = [
+            (Term("targets with a copy in training", f"Targets with a training point {near}."), len(self.copies)),
+            (Term("superfluous training copies", "Training points beyond the first of each group of copies."), extra),
         ]
-        rows = [("targets with a copy in training", len(self.copies)), ("superfluous training copies", extra)]
         answer = (
             f"{len(self.copies)} of {self.targets} targets have a near copy among the {self.points} training points"
         )
@@ -98,6 +99,7 @@ class Leakage:
                 *([Exhibits("Targets with a copy", items, DISTANCE)] if items else []),
                 *strips,
             ],
+            frame=self.to_pandas,
         )
 
 

@@ -1,17 +1,19 @@
 """An overview of a model through its data: every prediction to browse, and the answers to other questions before it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from applications.debugging.blame import predictions
+from applications.debugging.blame import Blame, blame_each, predictions
+from recipe import batch as batches
 from recipe.datamodel import OutputFunction
-from recipe.findings import Examples, Finding, Report, Scatter, Term
+from recipe.findings import Examples, Finding, Images, Report, Rows, Scatter, Term, Texts
 from recipe.findings.examples import check_examples
 from recipe.lds import score
+from recipe.outputs import TopMargin
 from recipe.record import versions
 
 
@@ -60,6 +62,7 @@ class Checked:
             f"with an LDS of {found.mean:.2f}; the actual change is {found.slope:.2f} times the predicted one.",
             [Scatter("Predicted against actual", x, y, list(dots))],
             ["An LDS below about 0.3: read what follows as guesses, and test each."] if found.mean < 0.3 else (),
+            frame=self.to_pandas,
         )
 
 
@@ -93,19 +96,38 @@ def overview(
     """
     check_examples(points, f_hat.n, "training points")
     check_examples(targets, f_hat.output_shape[0], "targets")
+    targets = _with_predictions(targets, f_hat)
     which = range(f_hat.output_shape[0]) if chosen is None else chosen
     found: dict[str, Any] = {"How far to believe this": checked} if checked else {}
     found.update(answers or {})
-    exhibits = predictions(f_hat, points, targets, which, k)
+    each = blame_each(f_hat, which, k)
     browse = Finding(
         "Predictions",
         "Which training data does each prediction rest on?",
-        f"{len(exhibits.items)} predictions, each with the {k} training points that help and harm it most.",
-        [exhibits],
+        f"{len(each)} predictions, each with the {k} training points that help and harm it most.",
+        [predictions(f_hat, each, points, targets)],
+        frame=lambda: _frame(each),
     )
     findings = [_finding(answer, points, targets) for answer in found.values()]
-    frames = {name: answer for name, answer in found.items() if not isinstance(answer, Finding)}
-    return Report(title, introduction, [*findings, browse], _facts(f_hat), frames)
+    return Report(title, introduction, [*findings, browse], _facts(f_hat))
+
+
+def _with_predictions(targets: Examples, f_hat: OutputFunction) -> Examples:
+    """Beside labels in numbers what the model predicts, where the outputs are margins of that."""
+    setting = f_hat.setting
+    if setting is None or not isinstance(setting.output, TopMargin) or not isinstance(targets, Images | Texts | Rows):
+        return targets
+    if targets.predicted is not None or not isinstance(targets.labels, Tensor):
+        return targets
+    return replace(targets, predicted=batches.labels(setting.probe).cpu())
+
+
+def _frame(each: Sequence[Blame]) -> Any:
+    """What helps and harms many predictions: a row a target and point."""
+    import pandas as pd
+
+    frames = [found.to_pandas().assign(target=found.targets[0]) for found in each]
+    return pd.concat(frames, ignore_index=True)[["target", "side", "rank", "point", "effect"]]
 
 
 def _finding(answer: Any, points: Examples, targets: Examples) -> Finding:

@@ -26,6 +26,7 @@ from recipe.composition import effects_of
 from recipe.datamodel import OutputFunction
 from recipe.findings import Card, Examples, Exhibit, Exhibits, Finding, Grid, Strip, Term
 from recipe.findings.examples import check_examples
+from recipe.findings.words import counted
 
 SCORE = Term("score", "Where the example lies along the component: far from zero means typical of its end.")
 TINY = 1e-300  # lengths below are zero
@@ -88,13 +89,15 @@ class Subpopulations:
         return Finding(
             "Subpopulations",
             "Which targets lean on the same training data, apart from the others?",
-            f"{len(self.explained)} components hold {float(self.explained.sum()):.0%} of the variance of the effects, "
+            f"{counted(len(self.explained), 'component')} together: {float(self.explained.sum()):.0%} of the variance "
+            "of the effects, "
             f"the first {float(self.explained[0]):.0%}; {len(groups)} clusters of targets lean on the same points.",
             [
                 Exhibits("Components, with their most typical examples", items, columns[1]),
                 *strips,
                 Grid("Variance", columns, rows),
             ],
+            frame=self.to_pandas,
         )
 
     def _head(self, c: int, targets: Examples) -> Card:

@@ -1,4 +1,4 @@
-"""A linear support vector machine on MNIST 1-vs-7, 3 % added in pixel range: ours and the adversarial-robustness-toolbox.
+"""A linear support vector machine on MNIST 1-vs-7, 3 % added in pixel range, beside adversarial-robustness-toolbox.
 
 Both start from the same flipped training points' budget and look at the same validation digits; the peer takes the best
 of its step sizes in hindsight. Measured is the mean hinge loss on these digits after scikit-learn's SVC trained on all.
@@ -62,7 +62,9 @@ def main() -> None:
             found.setdefault(name, []).append(hinge(parts.train, parts.targets, added))
         print(seed, {name: [round(v, 4) for v in values[-1]] for name, values in found.items()}, file=sys.stderr)
     rows = [(name, *(mean(column, 4) for column in zip(*values, strict=True))) for name, values in found.items()]
-    table(f"SVM, MNIST 1-vs-7, 3 % added, {SPLITS} splits", ("attack", "validation hinge loss", "validation error"), rows)
+    table(
+        f"SVM, MNIST 1-vs-7, 3 % added, {SPLITS} splits", ("attack", "validation hinge loss", "validation error"), rows
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Plots as SVG, small, sharp and in the page's own colours; a point says its name on hover."""
+"""Plots as SVG, small, sharp and in the page's own colours; a point says its name on hover, a table says them all."""
 
 import math
 from collections.abc import Sequence
 
-from recipe.findings.parts import Curves, Scatter, Term
-from recipe.findings.words import escaped, shown
+from recipe.findings.parts import Curves, Grid, Scatter, Term
+from recipe.findings.words import counted, escaped, shown
 
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46
 NAMED = 1000  # points beyond which names are left out
+LISTED = 200  # points in the table of a plot
 
 
 def scatter(part: Scatter) -> str:
@@ -32,7 +33,8 @@ def scatter(part: Scatter) -> str:
         words = f"{names[i]}: " if names else ""
         title = escaped(f"{words}{part.x.name} {shown(x)}, {part.y.name} {shown(y)}")
         drawn.append(f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="4"><title>{title}</title></circle>')
-    return _svg(drawn, f"Scatter plot of {part.y.name} against {part.x.name}, {len(points)} points. {part.caption}")
+    many = counted(len(points), "point")
+    return _svg(drawn, f"Scatter plot of {part.y.name} against {part.x.name}, {many}. {part.caption}")
 
 
 def curves(part: Curves) -> str:
@@ -56,6 +58,25 @@ def curves(part: Curves) -> str:
     legend = "".join(f'<li><i class="c{i % 6}"></i>{escaped(name)}</li>' for i, name in enumerate(lines))
     label = f"Curves of {part.y.name} over {part.x.name}. {part.caption}"
     return _svg(drawn, label) + f'<ul class="legend">{legend}</ul>'
+
+
+def data(part: Scatter | Curves) -> Grid:
+    """The numbers of a plot, for those who do not see it.
+
+    >>> points = Scatter("Effects", Term("predicted", ""), Term("actual", ""), [(0.1, 0.2)], ["web"])
+    >>> data(points).rows
+    [('web', 0.1, 0.2)]
+    """
+    if isinstance(part, Scatter):
+        named = len(part.names) == len(part.points)
+        first = Term("point", "As it is called in the plot." if named else "Its place in their order.")
+        names = part.names if named else map(str, range(len(part.points)))
+        rows = [(name, float(x), float(y)) for name, (x, y) in zip(names, part.points, strict=True)]
+    else:
+        first = Term("line", "As it is called in the plot.")
+        rows = [(name, float(x), float(y)) for name, line in part.lines.items() for x, y in zip(*line, strict=True)]
+    caption = part.caption if len(rows) <= LISTED else f"{part.caption}: the first {LISTED} of {len(rows)}"
+    return Grid(caption, [first, part.x, part.y], rows[:LISTED])
 
 
 class _Axis:

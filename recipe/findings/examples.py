@@ -1,6 +1,8 @@
 """How to show an example: a thumbnail, a text with marks, a row of a table, or its number alone.
 
 Images(pixels, labels)[3]   Texts(texts, labels)[3]   Rows(columns, labels)[3]   ->  Content
+
+Each takes `predicted` as well, what the model says of every example; the page sets off where it is not the label.
 """
 
 import io
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 THUMBNAIL = 112  # pixels of the longer side; larger images are scaled down
+CHANNELS = (3, 4)  # a last axis of such a length says colours
 LOSSLESS = 48  # up to this side, images are stored as PNG: JPEG blurs what small ones show
 
 
@@ -27,6 +30,7 @@ class Content:
         kind: the picture's media type.
         pieces: a text as pieces with a strength from -1 to 1 each, by which they are marked.
         row: names and values.
+        predicted: what the model predicts, in the label's words; "" where it is not known.
     """
 
     label: str = ""
@@ -34,6 +38,19 @@ class Content:
     kind: str = ""
     pieces: Sequence[tuple[str, float]] = ()
     row: Mapping[str, str] | None = None
+    predicted: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the model predicts another label.
+
+        >>> Content("cat", predicted="dog").wrong, Content("", predicted="dog").wrong
+        (True, False)
+        """
+        return bool(self.label and self.predicted) and self.label != self.predicted
+
+
+Labels = Sequence[Any] | Tensor | None
 
 
 class Examples(Protocol):
@@ -54,13 +71,17 @@ class Unseen:
     """
 
     n: int
-    labels: Sequence[Any] | Tensor | None = None
+    labels: Labels = None
+    predicted: Labels = None
+
+    def __post_init__(self) -> None:
+        _check_labels(self)
 
     def __len__(self) -> int:
         return self.n
 
     def __getitem__(self, index: int) -> Content:
-        return Content(_label(self.labels, index))
+        return Content(**_said(self, index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +92,10 @@ class Images:
         pixels: `(b, h, w)` grey values, or `(b, h, w, 3)` or `(b, 3, h, w)` colours; bytes, or numbers from 0 to 1.
         labels: of each, in words or numbers.
         ink: whether grey values are ink on white paper, as those of handwritten digits are.
+        predicted: what the model predicts of each.
 
     Raises:
-        ValueError: another shape or range; the message says how to get there.
+        ValueError: another shape or range, or another number of labels; the message says how to get there.
 
     Example:
         >>> Images(torch.rand(2, 8, 8), labels=["cat", "dog"])[1].label
@@ -81,17 +103,18 @@ class Images:
     """
 
     pixels: Tensor | np.ndarray
-    labels: Sequence[Any] | Tensor | None = None
+    labels: Labels = None
     ink: bool = False
+    predicted: Labels = None
 
     def __post_init__(self) -> None:
         _ = self._bytes
+        _check_labels(self)
 
     @cached_property
     def _bytes(self) -> np.ndarray:
         """`(b, h, w)` or `(b, h, w, 3)`, from 0 to 255."""
-        pixels = self.pixels.detach().cpu().numpy() if isinstance(self.pixels, Tensor) else np.asarray(self.pixels)
-        pixels = _channels_last(pixels)
+        pixels = _channels_last(_array(self.pixels))
         if pixels.dtype != np.uint8:
             pixels = np.rint(_unit_range(pixels) * 255).astype(np.uint8)
         return 255 - pixels if self.ink else pixels
@@ -107,7 +130,7 @@ class Images:
         kind = "png" if max(image.size) <= LOSSLESS else "jpeg"
         buffer = io.BytesIO()
         image.save(buffer, kind, **({} if kind == "png" else {"quality": 85}))
-        return Content(_label(self.labels, index), buffer.getvalue(), f"image/{kind}")
+        return Content(picture=buffer.getvalue(), kind=f"image/{kind}", **_said(self, index))
 
 
 @dataclass(frozen=True)
@@ -118,6 +141,10 @@ class Texts:
         texts: whole texts, or pieces with a strength from -1 to 1 each, by which they are marked.
         labels: of each.
         longest: characters after which an unmarked text is cut.
+        predicted: what the model predicts of each.
+
+    Raises:
+        ValueError: something that is no text, or another number of labels.
 
     Example:
         >>> Texts(["<b>bold</b>"])[0].pieces
@@ -125,8 +152,20 @@ class Texts:
     """
 
     texts: Sequence[str | Sequence[tuple[str, float]]]
-    labels: Sequence[Any] | Tensor | None = None
+    labels: Labels = None
     longest: int = 400
+    predicted: Labels = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.texts, str):
+            raise ValueError(f"Expected a sequence of texts; got the text {self.texts[:40]!r}. Pass [text].")
+        for i, text in enumerate(self.texts):
+            if not (isinstance(text, str) or _are_pieces(text)):
+                raise ValueError(
+                    f"Expected texts, or lists of pairs of a piece and its strength; text {i} is {text!r:.60}. Replace "
+                    'missing texts by "", and turn others into `str`.'
+                )
+        _check_labels(self)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -135,8 +174,8 @@ class Texts:
         text = self.texts[index]
         if isinstance(text, str):
             cut = text if len(text) <= self.longest else text[: self.longest].rstrip() + " …"
-            return Content(_label(self.labels, index), pieces=((cut, 0.0),))
-        return Content(_label(self.labels, index), pieces=tuple((str(piece), float(s)) for piece, s in text))
+            return Content(pieces=((cut, 0.0),), **_said(self, index))
+        return Content(pieces=tuple((piece, float(s)) for piece, s in text), **_said(self, index))
 
 
 @dataclass(frozen=True)
@@ -146,6 +185,10 @@ class Rows:
     Args:
         columns: values by the column's name, or a data frame.
         labels: of each row.
+        predicted: what the model predicts of each.
+
+    Raises:
+        ValueError: no columns, columns of different lengths, or another number of labels.
 
     Example:
         >>> Rows({"age": [39, 50], "work": ["State", "Private"]})[1].row
@@ -153,7 +196,20 @@ class Rows:
     """
 
     columns: Any
-    labels: Sequence[Any] | Tensor | None = None
+    labels: Labels = None
+    predicted: Labels = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(values) for name, values in self._lists.items()}
+        if not lengths:
+            raise ValueError('Expected at least one column; got none. Pass {"name": values}, or a data frame.')
+        if len(set(lengths.values())) > 1:
+            shortest, longest = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+            raise ValueError(
+                f"Expected columns of one length; {shortest!r:.60} has {lengths[shortest]} values and {longest!r:.60} "
+                f"{lengths[longest]}. Fill what is missing, for example by None."
+            )
+        _check_labels(self)
 
     @cached_property
     def _lists(self) -> dict[str, list[Any]]:
@@ -163,11 +219,38 @@ class Rows:
         return len(next(iter(self._lists.values())))
 
     def __getitem__(self, index: int) -> Content:
-        return Content(_label(self.labels, index), row={name: _cell(v[index]) for name, v in self._lists.items()})
+        return Content(row={name: _cell(v[index]) for name, v in self._lists.items()}, **_said(self, index))
 
 
-def _label(labels: Sequence[Any] | Tensor | None, index: int) -> str:
-    return "" if labels is None else _cell(labels[index])
+class _Labelled(Protocol):
+    @property
+    def labels(self) -> Labels: ...
+
+    @property
+    def predicted(self) -> Labels: ...
+
+    def __len__(self) -> int: ...
+
+
+def _said(examples: _Labelled, index: int) -> dict[str, Any]:
+    """Label and prediction of an example."""
+    each = {"label": examples.labels, "predicted": examples.predicted}
+    return {name: "" if values is None else _cell(values[index]) for name, values in each.items()}
+
+
+def _check_labels(examples: _Labelled) -> None:
+    for name, values in (("labels", examples.labels), ("predicted", examples.predicted)):
+        if values is not None and len(values) != len(examples):
+            raise ValueError(
+                f"Expected {name} of all {len(examples)} examples, one each; got {len(values)}. Pass those of the same "
+                "examples, in the same order, or None."
+            )
+
+
+def _are_pieces(text: Any) -> bool:
+    return isinstance(text, (list, tuple)) and all(
+        isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[0], str) for one in text
+    )
 
 
 def _cell(value: Any) -> str:
@@ -175,8 +258,21 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _array(pixels: Tensor | np.ndarray) -> np.ndarray:
+    if not isinstance(pixels, Tensor):
+        return np.asarray(pixels)
+    pixels = pixels.detach().cpu()
+    return (pixels.float() if pixels.dtype == torch.bfloat16 else pixels).numpy()  # NumPy has no bfloat16
+
+
 def _channels_last(pixels: np.ndarray) -> np.ndarray:
     shape = pixels.shape
+    if pixels.ndim == 3 and shape[-1] in CHANNELS:
+        raise ValueError(
+            f"Expected images of shape (b, h, w), (b, h, w, 3) or (b, 3, h, w); {tuple(shape)} looks like one colour "
+            "image (h, w, channels). Pass `pixels[None]`, without an alpha channel, or grey images as "
+            "`pixels[..., None]`."
+        )
     if pixels.ndim == 3:
         return pixels
     if pixels.ndim == 4 and shape[-1] in (1, 3):

@@ -1,7 +1,7 @@
 """The parts of a finding: tables, strips of examples, exhibits, plots. Data only; `page.py` draws them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from recipe.findings.examples import Content
@@ -10,10 +10,16 @@ from recipe.findings.words import shown
 
 @dataclass(frozen=True)
 class Term:
-    """A name with its definition, which the page shows on hover and on focus."""
+    """A name with its definition, which the page shows on hover and on focus; "" where the name says it all."""
 
     name: str
     meaning: str
+
+
+STANDARD_ERROR = Term("±", "One standard error of a mean over repeated runs: other seeds, or other random draws.")
+
+
+Facts = Mapping[str, str] | Mapping[str | Term, str]
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,39 @@ class Grid:
     Args:
         caption: what the rows are.
         columns: names with definitions.
-        rows: values; numbers are shown with four digits.
+        rows: values; numbers are shown with four digits. A row that begins with a `Term` has a definition of its own,
+            which then holds for its values instead of the column's.
         best: the row to set off, if any.
+
+    Raises:
+        ValueError: a row of another length than the columns, or no such row to set off.
+
+    Example:
+        >>> rows = [(Term("change", "± is over seeds."), "0.1 ± 0.02"), (Term("random", "± is over draws."), "0 ± 0.1")]
+        >>> Grid("A test", [Term("", ""), Term("margin", "The mean over the targets.")], rows).meaning(1, 1).meaning
+        '± is over draws.'
     """
 
     caption: str
     columns: Sequence[Term]
     rows: Sequence[Sequence[Any]]
     best: int | None = None
+
+    def __post_init__(self) -> None:
+        for i, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"Expected {len(self.columns)} values in every row of {self.caption!r}, one a column; row {i} has "
+                    f"{len(row)}. Put None where there is no value."
+                )
+        if self.best is not None and not 0 <= self.best < len(self.rows):
+            raise ValueError(f"The rows of {self.caption!r} are 0 to {len(self.rows) - 1}; `best` is {self.best}.")
+
+    def meaning(self, row: int, column: int) -> Term:
+        """What a value is: its row's definition where there is one, else its column's."""
+        first = self.rows[row][0]
+        own = column > 0 and isinstance(first, Term) and bool(first.meaning)
+        return first if own else self.columns[column]
 
 
 @dataclass(frozen=True)
@@ -126,6 +157,8 @@ class Finding:
         answer: what came out, in a sentence or two with the main numbers.
         parts: the evidence.
         notes: what to know before believing it.
+        terms: definitions of what the answer speaks of, shown after it; where nothing is said of a ±, the page does.
+        frame: gives the numbers behind it as a data frame, such as the bound `to_pandas` of an answer.
     """
 
     title: str
@@ -133,6 +166,18 @@ class Finding:
     answer: str
     parts: Sequence[Part] = ()
     notes: Sequence[str] = ()
+    terms: Sequence[Term] = ()
+    frame: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def defined(self) -> Sequence[Term]:
+        """The terms of the answer.
+
+        >>> [term.name for term in Finding("Test", "Does it move?", "By 0.1 ± 0.02.").defined]
+        ['±']
+        """
+        known = any("±" in term.name + term.meaning for term in self.terms)
+        return [*self.terms, *([STANDARD_ERROR] if "±" in self.answer and not known else [])]
 
     def _repr_html_(self) -> str:
         from recipe.findings.report import Report  # which is made of findings
@@ -154,7 +199,8 @@ def _check_defined(caption: str, cards: Sequence[Card], term: Term | None) -> No
 
 def _lines(part: Part) -> list[str]:
     if isinstance(part, Grid):
-        rows = [[term.name for term in part.columns], *[[shown(value) for value in row] for row in part.rows]]
+        cells = [[value.name if isinstance(value, Term) else shown(value) for value in row] for row in part.rows]
+        rows = [[term.name for term in part.columns], *cells]
         widths = [max(len(row[i]) for row in rows) for i in range(len(part.columns))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return [part.caption, *(f"  {line}".rstrip() for line in table)]
@@ -166,6 +212,9 @@ def _lines(part: Part) -> list[str]:
 
 
 def _card(card: Card) -> str:
-    text = "".join(piece for piece, _ in card.content.pieces)
-    row = ", ".join(f"{name} {value}" for name, value in (card.content.row or {}).items())
-    return "  ".join(word for word in (card.name, card.content.label, card.value, card.mark, text, row) if word)
+    content = card.content
+    text = "".join(piece for piece, _ in content.pieces)
+    row = ", ".join(f"{name} {value}" for name, value in (content.row or {}).items())
+    label = content.label and f"label {content.label}"
+    predicted = content.predicted and f"predicted {content.predicted}"
+    return "  ".join(word for word in (card.name, label, predicted, card.value, card.mark, text, row) if word)

@@ -372,11 +372,18 @@ def test_a_removal_is_tested_over_seeds(seeded):
     assert trial.control.runs == 3
     assert trial.change.mean < trial.control.mean
     assert trial.predicted_change == pytest.approx(float((f_hat(keep) - f_hat(ONES))[:2].mean()))
-    page = trial.finding(what="margin")
-    assert "mean margin" in str(page)
-    dots = [x for x, _ in page.parts[0].points]
+    section = trial.finding(what="margin")
+    assert "mean margin" in str(section)
+    dots = [x for x, _ in section.parts[0].points]
     assert dots == pytest.approx((f_hat(keep) - f_hat(ONES))[:2].tolist())  # of the datamodel itself, both of them
     assert trial.to_pandas().shape == (2, 4)
+    assert "p-value" in str(section)
+    grid = section.parts[-1]
+    meanings = {row[0].name: grid.meaning(i, 1).meaning for i, row in enumerate(grid.rows)}
+    assert len(set(meanings.values())) == 7
+    assert "over draws" in meanings["change by random points"]
+    assert "t-test" in meanings["p-value"]
+    assert [term.name for term in section.defined] == ["±", "p"]
 
 
 def _two_sided(t, freedom):
@@ -455,9 +462,15 @@ def test_the_overview_shows_every_answer(f, f_hat):
     weights[torch.arange(3), torch.arange(3)] = 0
     checked = Checked(f_hat(weights).detach(), f(weights))
     report = overview(f_hat, points, targets, answers, k=3, checked=checked)
-    assert [len(frame) for frame in report.to_pandas().values()] == [18, 6, 2, 6, 40, 20]
+    assert [len(frame) for frame in report.to_pandas().values()] == [18, 6, 2, 6, 40, 20, 36]
     assert "<i>z" not in report.html
     assert "&lt;i&gt;z" in report.html
     assert len(report.findings) == 7
     with pytest.raises(ValueError, match="There are 40 training points; got 6 examples"):
         overview(f_hat, targets, targets)
+    said = f.on(as_predicted(f), TopMargin())
+    seen = Rows({"x": said.setting.probe[0][:, 0]}, MARGINS.probe[1])
+    page = overview(Influence().fit(said.setting), points, seen, k=3)
+    predicted = batches.labels(said.setting.probe)
+    shown = [item.card.content for item in page.findings[-1].parts[0].items]
+    assert [c.wrong for c in shown] == (predicted != MARGINS.probe[1]).tolist()

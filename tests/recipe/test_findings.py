@@ -1,6 +1,8 @@
 """Findings: one valid page that needs nothing else, escaped, and usable in a browser, by keyboard and on a phone."""
 
+import random
 import re
+import unicodedata
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ from recipe.findings import (
     Texts,
     Unseen,
 )
+from recipe.findings.page import EXCERPT, excerpt
+from recipe.findings.words import visible
 from tests.browser import Window, look, needs_chromium
 from tests.recipe.test_report import Page
 
@@ -41,15 +45,17 @@ def report(word="word", images=6):
     cards = [Card(pictures[i], f"point {i}", "+0.1", word * (i == 1)) for i in range(images)]
     parts = [
         Strip(word, [*cards, Card(texts[0], word), Card(rows[0], word)], EFFECT),
-        Grid(word, [Term(word, word), Term("value", "A number.")], [[word, 0.12345], [word, 2]], best=0),
+        Grid(word, [Term(word, word), Term("value", "A number.")], [[word, 0.12345], [word, "2 ± 0.1"]], best=0),
+        Grid(word, [Term("", ""), Term("margin", "A mean.")], [[Term("p-value", "Of a t-test."), "0.03"], [word, 4]]),
         Scatter(word, Term(word, word), Term("actual", "By retraining."), [(0.0, 0.1), (1.0, 0.9)], [word, word]),
         Curves(
             word, Term(word, word), Term("share", "Of all."), {word: ([1, 2, 4], [0.0, 0.5, 1.0])}, logarithmic=True
         ),
         Exhibits(word, items, Term(word, word)),
     ]
-    first = Finding(word, word, word, parts, [word])
-    return Report(word, word, [first, Finding("Second", "And?", "Nothing.")], {word: word})
+    first = Finding(word, word, word, parts, [word], [Term(word, word)])
+    facts = {word: word, Term("points", "How many are in training."): "100"}
+    return Report(word, word, [first, Finding("Second", "And?", "From 0.1 ± 0.02 to 0.2 ± 0.02.")], facts)
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
@@ -97,7 +103,7 @@ def test_five_hundred_photos_stay_below_ten_megabytes():
 
 def test_the_text_says_what_the_page_says():
     text = str(report())
-    for line in ("Second", "note: word", "  word  0.1235", "  point 0  word 0  +0.1"):
+    for line in ("Second", "note: word", "  word  0.1235", "  p-value  0.03", "  point 0  label word 0  +0.1"):
         assert line in text
 
 
@@ -109,6 +115,104 @@ def test_a_notebook_gets_a_frame_of_its_own():
 
 def test_saving(tmp_path):
     assert report().save(tmp_path / "report.html").read_text(encoding="utf-8") == report().html
+
+
+def test_a_page_too_large_to_send_warns(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipe.findings.report.LARGEST", 1000)
+    with pytest.warns(
+        UserWarning, match=r"browsers are slow beyond 0\. Show fewer predictions .*Texts\(longest=\.\.\.\)"
+    ):
+        report().save(tmp_path / "report.html")
+
+
+def test_data_frames_come_from_the_findings():
+    frame, other = torch.zeros(1), torch.ones(1)
+    findings = [Finding("Leaks", "", "", frame=lambda: frame), Finding("Groups", "", "")]
+    findings.append(Finding("Leaks", "", "", frame=lambda: other))
+    assert Report("", "", findings).to_pandas() == {"Leaks": frame, "Leaks (2)": other}
+
+
+def test_the_model_is_compared_with_the_label():
+    images = Images(torch.rand(2, 8, 8), labels=[4, 7], predicted=torch.tensor([1, 7]))
+    shown = [Exhibit(Card(images[i], f"target {i}"), [Strip("", [Card(images[i], "")])]) for i in range(2)]
+    page = Report("", "", [Finding("", "", "", [Exhibits("", shown)])]).html
+    text = " ".join(" ".join(Page(page).text).split())
+    assert "target 0 · label 4 · predicted 1 ✗" in text
+    assert "target 1 · label 7 · predicted 7 " in text
+    assert page.count('class="predicted differs"') == 2
+    assert "target 0  label 4  predicted 1" in str(Finding("", "", "", [Strip("", [shown[0].card])]))
+
+
+def test_a_row_may_have_its_own_definition_and_none_may_be_ragged():
+    with pytest.raises(
+        ValueError, match="Expected 2 values in every row of 'groups', one a column; row 1 has 1. Put None"
+    ):
+        Grid("groups", [EFFECT, EFFECT], [[1, 2], [3]])
+    with pytest.raises(ValueError, match="The rows of 'groups' are 0 to 0; `best` is 1"):
+        Grid("groups", [EFFECT], [[1]], best=1)
+
+
+def test_what_hides_is_written_out_and_what_is_written_stays():
+    for code in (0xAD, 0x34F, 0x180E, 0x3164, 0x202E, 0x200B, 0xFE01, 0xE0041, 0xE007F, 0xE0101, 0x0D):
+        assert visible(f"a{chr(code)}b") == f"a⟨U+{code:04X}⟩b"
+    for code in (0x200C, 0x200D):  # between letters that do not join, they only hide
+        assert visible(f"pass{chr(code)}word") == f"pass⟨U+{code:04X}⟩word"
+    assert visible("one\r\ntwo\nthree\t") == "one\ntwo\nthree\t"
+    persian, hindi = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937"
+    family, artist = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f9d1\U0001f3fd\u200d\U0001f3a8"
+    for text in (persian, hindi, family, artist, "\u2764\ufe0f\u200d\U0001f525", "1\ufe0f\u20e3", "\u845b\U000e0100"):
+        assert visible(text) == text
+    hidden = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Cf"]
+    signs = (
+        set(range(0x600, 0x606)) | {0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD} | set(range(0x13430, 0x13440))
+    )
+    assert {ord(one) for one in hidden if visible(one) == one} <= signs  # format characters that have a shape
+
+
+# ---- its size ------------------------------------------------------------------------------------------------------
+def exhibits(points, targets, k=20):
+    draw = random.Random(0)
+    cards = [Card(points[i], f"point {i}", "+0.123") for i in range(len(points))]
+    strip = lambda: Strip("Holds it up", draw.sample(cards, k), EFFECT)  # noqa: E731
+    items = [Exhibit(Card(targets[j], f"target {j}"), [strip()]) for j in range(len(targets))]
+    return Report("", "", [Finding("", "", "", [Exhibits("Predictions", items)])])
+
+
+CHINESE = "".join(chr(0x4E00 + i) for i in range(400))
+CODE = '    if x < 3 and y > 4:\n        return {"a": x & y}\n' * 8
+ENGLISH = "the quick brown fox jumps over the lazy dog " * 10
+
+
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE, CODE], ids=["English", "Chinese", "code"])
+def test_five_hundred_predictions_with_texts_stay_below_ten_megabytes(text):
+    texts = [f"{i} {text}"[:400] for i in range(2500)]
+    assert len(exhibits(Texts(texts[:2000]), Texts(texts[2000:])).html.encode()) < 10e6
+
+
+def test_five_hundred_predictions_with_wide_rows_stay_below_ten_megabytes():
+    draw = random.Random(0)
+    table = {f"column_number_{c}": [draw.gauss(0, 100) for _ in range(2500)] for c in range(30)}
+    points, targets = ({name: v[part] for name, v in table.items()} for part in (slice(2000), slice(2000, None)))
+    assert len(exhibits(Rows(points), Rows(targets)).html.encode()) < 10e6
+
+
+def test_a_long_text_or_wide_row_is_stored_once():
+    row = Rows({f"x{c}": [f"value{c}"] for c in range(30)})
+    page = exhibits(Texts([f"{'word ' * 40}end"] * 2), Texts(["short"] * 9), k=2).html
+    assert page.count(" end") == 1
+    assert page.count('popovertarget="w0">whole text<') == 18
+    page = exhibits(row, Texts(["short"] * 9), k=1).html
+    assert (page.count("value29"), page.count("value3<")) == (1, 10)
+    assert "all 30 columns" in page
+
+
+def test_an_excerpt_shows_what_is_marked():
+    pieces = (*((f"word{i} ", 0.0) for i in range(50)), ("this", -0.9), (" and", 0.1), *((" more", 0.0),) * 50)
+    found = excerpt(Texts([pieces])[0])
+    assert ("this", -0.9) in found.pieces
+    assert sum(len(piece) for piece, _ in found.pieces) <= EXCERPT + 4
+    short = Texts(["short"], labels=["a"])[0]
+    assert excerpt(short) == short
 
 
 # ---- examples ------------------------------------------------------------------------------------------------------
@@ -142,6 +246,27 @@ def test_images_of_an_unknown_shape_or_range():
         Images(torch.tensor([[[-2.0, 1.0]]]))
     with pytest.raises(ValueError, match="range from nan to nan"):
         Images(torch.tensor([[[float("nan"), 1.0]]]))
+
+
+def test_images_of_half_precision_and_what_cannot_be_shown():
+    assert Images(torch.rand(2, 8, 8).bfloat16())[0].kind == "image/png"
+    with pytest.raises(ValueError, match=r"\(8, 8, 3\) looks like one colour image .* Pass `pixels\[None\]`"):
+        Images(torch.rand(8, 8, 3))
+    with pytest.raises(ValueError, match="text 1 is None. Replace missing texts"):
+        Texts(["a text", None])
+    with pytest.raises(ValueError, match="text 0 is 3.5"):
+        Texts([3.5])
+    with pytest.raises(ValueError, match=r"got the text 'one'. Pass \[text\]"):
+        Texts("one")
+    with pytest.raises(ValueError, match="Expected at least one column; got none"):
+        Rows({})
+    with pytest.raises(ValueError, match="'b' has 1 values and 'a' 2. Fill what is missing"):
+        Rows({"a": [1, 2], "b": [1]})
+    for make in (lambda **k: Images(torch.rand(3, 8, 8), **k), lambda **k: Rows({"a": [1, 2, 3]}, **k)):
+        with pytest.raises(ValueError, match="Expected labels of all 3 examples, one each; got 2"):
+            make(labels=[0, 1])
+    with pytest.raises(ValueError, match="Expected predicted of all 3 examples"):
+        Unseen(3, predicted=[0])
 
 
 def test_long_texts_are_cut_and_examples_without_anything_are_numbers():
@@ -198,7 +323,7 @@ def test_by_keyboard_mouse_and_screen_reader(tmp_path):
             if window.run("document.activeElement.tagName") == "SUMMARY":
                 break
         window.press("Enter")
-        assert window.run('document.querySelector("details").open')
+        assert window.run("document.activeElement.parentElement.open")
         term = 'document.querySelector("figcaption .term")'
         window.run(f'{term}.scrollIntoView({{ block: "center", behavior: "instant" }})')
         x, y = window.run(f"(() => {{ const r = {term}.getBoundingClientRect(); return [r.left + 3, r.top + 5]; }})()")
@@ -213,11 +338,27 @@ def test_by_keyboard_mouse_and_screen_reader(tmp_path):
 @needs_chromium
 def test_every_number_has_its_definition(tmp_path):
     script = """
-        const numbers = [...document.querySelectorAll(".value, td.n")];
-        return { many: numbers.length, unnamed: numbers.filter((e) => !e.title).map((e) => e.textContent) };"""
+        const cells = [...document.querySelectorAll("td")].filter((e) => /\\d/.test(e.textContent));
+        const numbers = [...document.querySelectorAll(".value, td.n, .facts dd[title]"), ...cells];
+        const unnamed = numbers.filter((e) => !e.closest("[title]"));
+        const answers = [...document.querySelectorAll(".answer")].filter((e) => e.textContent.includes("±"));
+        return {
+            many: numbers.length, unnamed: unnamed.map((e) => e.textContent),
+            ofErrors: answers.map((e) => e.querySelector(".tip").textContent),
+            ofFacts: [...document.querySelectorAll(".facts .tip")].map((e) => e.textContent),
+            ofRows: cells.filter((e) => e.parentElement.querySelector("th")).map((e) => e.title),
+            ofPairs: cells.filter((e) => e.textContent.includes("±")).map((e) => [e.className, e.title]),
+            empty: [...document.querySelectorAll(".term")].filter((e) => !e.querySelector(".tip").textContent).length,
+            blank: [...document.querySelectorAll("th")].filter((e) => !e.textContent).length,
+        };"""
     found, errors = look(report().html, script, tmp_path)
     assert (found["unnamed"], errors) == ([], [])
     assert found["many"] >= 10
+    assert found["ofErrors"] == ["One standard error of a mean over repeated runs: other seeds, or other random draws."]
+    assert found["ofFacts"] == ["How many are in training."]
+    assert found["ofRows"] == ["p-value: Of a t-test."]  # its own, not its column's
+    assert found["ofPairs"] == [["n", "value: A number."]]
+    assert (found["empty"], found["blank"]) == (0, 0)
     with pytest.raises(ValueError, match="The cards of 'points' have numbers; pass the `Term`"):
         Strip("points", [Card(Unseen(1)[0], "point 0", "+0.1")])
 
@@ -234,3 +375,120 @@ def test_on_a_phone(tmp_path):
     assert found["width"] == 360
     assert found["wide"] <= 360
     assert found["small"] == 0
+
+
+# ---- its layout ----------------------------------------------------------------------------------------------------
+def tables():
+    groups = ["Wikipedia (English)", "news articles", "books", "a-name-without-any-space"]
+    names = ("group", "points", "effect", "from", "to", "each", "actual")
+    columns = [
+        Term(name, "A definition of about the usual length, which says what the numbers are. " * 2) for name in names
+    ]
+    rows = [(group, 100, 0.123456, -0.1, 0.25, 0.00123456, "0.129 ± 0.023") for group in groups]
+    wide = [Term(f"column number {i}", "A definition that is long enough to need two lines.") for i in range(16)]
+    parts = [
+        Grid("Effects of groups", columns, rows),
+        Grid("Numbers first", [columns[1], columns[2], columns[0]], [(3, 0.5, "dogs")]),
+        Grid("Wide", wide, [[1.2345] * 16]),
+        Scatter("Dots", columns[2], columns[6], [(0.0, 0.1)] * 300),
+        Strip("Rows", [Card(Rows({"a_very_long_name_of_a_column_" * 4: [1], "x": ["value" * 30]})[0], "row")]),
+    ]
+    return Report("Tables", "", [Finding("Tables", "", "0.1 ± 0.2", parts), Finding("Others", "", "None.")])
+
+
+@needs_chromium
+def test_tables_can_be_read_on_a_phone(tmp_path):
+    script = """
+        const cells = [...document.querySelectorAll(".scroll[aria-label='Effects of groups'] :is(td, th)")];
+        const height = (e) => e.getBoundingClientRect().height / parseFloat(getComputedStyle(e).lineHeight);
+        return [document.documentElement.scrollWidth, Math.max(...cells.map(height)), cells.length];"""
+    (wide, lines, many), errors = look(tables().html, script, tmp_path, width=390)
+    assert (errors, wide) == ([], 390)
+    assert lines < 6
+    assert many == 35
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1200, 900, 700, 390])
+def test_definitions_are_within_the_window_and_wide_tables_can_be_reached(width, tmp_path):
+    focus = """[...document.querySelectorAll("section > *:not(.plots) .term, .legend .term")].map((term) => {
+        term.focus({ preventScroll: false });
+        const box = term.querySelector(".tip").getBoundingClientRect();
+        const seen = getComputedStyle(term.querySelector(".tip")).visibility === "visible";
+        return seen && box.left >= 0 && box.right <= innerWidth && box.top >= 0 && box.bottom <= innerHeight
+            && box.width > 50 ? "" : `${term.firstChild.textContent} ${box.left} ${box.right} ${box.top}`; })"""
+    reach = """(() => { const wide = [...document.querySelectorAll(".scroll")].find((e) => e.ariaLabel == "Wide");
+        wide.scrollLeft = 1e6;
+        const last = [...wide.querySelectorAll("th")].at(-1).getBoundingClientRect();
+        return [getComputedStyle(wide).overflowX, last.right <= wide.getBoundingClientRect().right + 1]; })()"""
+    with Window(tables().html, tmp_path, width=width) as window:
+        found = window.run(focus)
+        assert len(found) > 25
+        assert [one for one in found if one] == []
+        assert window.run(reach) == ["auto", True]
+        assert window.run("document.documentElement.scrollWidth") <= width
+
+
+@needs_chromium
+def test_the_sentence_under_a_plot_has_no_gaps_and_no_name_leaves_its_card(tmp_path):
+    script = """
+        const [plot, card] = [".plots", ".card.words"].map((found) => document.querySelector(found));
+        const inside = [...card.querySelectorAll("dt, dd")].every((e) => e.scrollWidth <= e.clientWidth
+            && e.getBoundingClientRect().right <= card.getBoundingClientRect().right);
+        return { display: getComputedStyle(plot.querySelector("p.legend")).display, inside,
+            rows: plot.querySelectorAll("details tbody tr").length, caption: plot.querySelector("caption").textContent,
+            open: plot.querySelector("details").open };"""
+    for width in (None, 390):
+        found, errors = look(tables().html, script, tmp_path, width=width)
+        assert errors == []
+        assert (found["display"], found["inside"], found["open"]) == ("block", True, False)
+        assert (found["rows"], found["caption"]) == (200, "Dots: the first 200 of 300")
+
+
+@needs_chromium
+def test_a_whole_text_opens_without_a_script(tmp_path):
+    page = exhibits(Texts([f"{'word ' * 40}end"] * 2), Texts([f"{'so ' * 60}it ends", "short"]), k=2).html
+    page = page[: page.rindex("<script>")] + page[page.rindex("</script>") + len("</script>") :]
+    script = """
+        const shown = (e) => getComputedStyle(e).display !== "none", whole = document.querySelector(".whole");
+        document.querySelector("summary").click();
+        const before = shown(whole), own = document.querySelector(".own").textContent;
+        document.querySelector("button[popovertarget]").click();
+        return [before, shown(whole), whole.textContent.trim().endsWith("end"), own.endsWith("it ends")];"""
+    found, errors = look(page, script, tmp_path)
+    assert (found, errors) == ([False, True, True, True], [])
+
+
+@needs_chromium
+def test_a_whole_row_has_the_names_of_its_columns_whatever_they_are(tmp_path):
+    names = [f"x{i}" for i in range(28)] + ["</style><b>", '\\"} * {color:red} \n\u6570\u636e' + chr(0x202E)]
+    row = Rows({name: [f"value {i}"] for i, name in enumerate(names)})
+    script = """
+        document.querySelector("summary").click();
+        document.querySelector("button[popovertarget]").click();
+        const cells = [...document.querySelectorAll("ol.row li")], box = document.querySelector("ol.row");
+        return {
+            names: cells.map((e) => getComputedStyle(e, "::before").content), values: cells.map((e) => e.textContent),
+            shown: getComputedStyle(box).display, bold: document.querySelectorAll("style + b").length };"""
+    found, errors = look(exhibits(row, Texts(["short"]), k=1).html, script, tmp_path)
+    assert (errors, found["bold"], found["shown"]) == ([], 0, "grid")
+    assert found["values"] == [f"value {i}" for i in range(30)]
+    assert found["names"][27:29] == ['"x27"', '"</style><b>"']
+    assert found["names"][29].endswith('\u6570\u636e⟨U+202E⟩"')
+
+
+@needs_chromium
+def test_links_stay_within_a_notebooks_frame(tmp_path):
+    frame = tables()._repr_html_().replace('sandbox="allow-scripts"', 'sandbox="allow-scripts allow-same-origin"')
+    script = """
+        const inner = () => document.querySelector("iframe").contentWindow, seen = [];
+        for (const link of [".skip", "nav a[href='#f2']"]) {
+            inner().document.querySelector(link).click();
+            await new Promise((done) => setTimeout(done, 300));
+            const there = inner().document;
+            seen.push([inner().location.hash, there.title, there.querySelectorAll("iframe").length]);
+        }
+        return seen;"""
+    found, errors = look(f"<!doctype html><html><head></head><body>{frame}</body></html>", script, tmp_path)
+    assert errors == []
+    assert found == [["#findings", "Tables", 0], ["#f2", "Tables", 0]]

@@ -4,7 +4,7 @@
     .venv-art/bin/pip install scikit-learn==1.4.2 'numpy<2' adversarial-robustness-toolbox==1.20.1 packaging
     ART_PYTHON=.venv-art/bin/python python -m benchmarks.poisoning.svm
 
-Reads an npz of `x, y, x_val, y_val, start, labels, C, step`, and writes the poisons to another.
+Reads an npz of `x, y, x_val, y_val, start, labels, C, step, steps`, and writes the poisons to another.
 """
 
 import sys
@@ -22,7 +22,8 @@ def main(source: str, target: str) -> None:
     classifier = SklearnClassifier(SVC(kernel="linear", C=float(given["C"])), clip_values=(0, 1))
     classifier.fit(x, y)
     # The attack ends where the sum that it watches rises by eps: never, so that it takes all its steps.
-    attack = PoisoningAttackSVM(classifier, float(given["step"]), np.inf, x, y, x_val, y_val, max_iter=100, verbose=False)
+    step, steps = float(given["step"]), int(given["steps"])
+    attack = PoisoningAttackSVM(classifier, step, np.inf, x, y, x_val, y_val, max_iter=steps, verbose=False)
     poisons, _ = attack.poison(given["start"], np.eye(2)[given["labels"]])
     np.savez(target, poisons=poisons)
 
