@@ -10,6 +10,8 @@ is approximated and nothing is linearised: every call trains, and the gradient g
 
 What it predicts is the run of its own seeds on the batches of the full universe; other seeds, and subsets, which train
 on batches of their own, are another thing, and `verify` measures how much of an attack or a selection carries over.
+An ascent of many steps fits the seeds that it sees: with `fresh=True` every call runs seeds that no call has run
+before, as in stochastic gradient descent, and what it finds holds for all.
 
 Reference: Engstrom et al., "Optimizing ML Training with Metagradient Descent", 2025, arXiv:2503.13751.
 Deviation: `sqrt(T)` states are kept instead of a tree of `log T`.
@@ -17,7 +19,6 @@ Deviation: `sqrt(T)` states are kept instead of a tree of `log T`.
 Cost of a call: a training run for every seed, and for its gradient about four more, whatever the number of outputs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,7 @@ class Unrolled:
     Args:
         models: how many seeds; their outputs are averaged.
         seed: of the first.
+        fresh: whether every call takes the next seeds; then the same call gives another answer each time.
 
     Example:
         The derivative in a poison's pixel equals a finite difference of the replay:
@@ -61,6 +63,7 @@ class Unrolled:
 
     models: int = 1
     seed: int = 0
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.models < 1:
@@ -82,9 +85,24 @@ class Unrolled:
                 f"Unrolled runs go back through the steps of SGD or AdamW; this setting trains by {setting.algorithm}. "
                 "Use Influence, which looks at the trained model only, or train by SGD."
             )
-        replayed = Replayed(setting, range(self.seed, self.seed + self.models))
+        replayed = Replayed(setting, _Seeds(self.seed, self.models, self.fresh))
         replayed._run(torch.ones(setting.n, dtype=setting.dtype), None, self.seed, ()).check()
         return replayed
+
+
+@dataclass
+class _Seeds:
+    """Which seeds a call runs: always the same, or always others."""
+
+    first: int
+    count: int
+    fresh: bool
+
+    def take(self) -> range:
+        seeds = range(self.first, self.first + self.count)
+        if self.fresh:
+            self.first += self.count
+        return seeds
 
 
 class Replayed(OutputFunction):
@@ -92,11 +110,11 @@ class Replayed(OutputFunction):
 
     Args:
         setting: what is trained.
-        run_seeds: of the runs that are averaged.
+        run_seeds: of the runs that a call averages.
     """
 
-    def __init__(self, setting: Setting, run_seeds: Sequence[int]) -> None:
-        self._setting, self._seeds = setting, tuple(run_seeds)
+    def __init__(self, setting: Setting, run_seeds: "_Seeds") -> None:
+        self._setting, self._seeds = setting, run_seeds
         self.n, self.output_shape = setting.n, setting.output_shape
 
     def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:
@@ -128,7 +146,7 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, f: Replayed, added: Batch | None, entries: tuple[int, ...], *_: Tensor) -> Tensor:
-        runs = [f._run(w, added, seed, entries) for seed in f._seeds]
+        runs = [f._run(w, added, seed, entries) for seed in f._seeds.take()]
         ctx.replays, ctx.setting, ctx.n = [Replay.of(run, lambda steps: None) for run in runs], f._setting, f.n
         return torch.stack([f._setting.outputs(replay.end) for replay in ctx.replays]).mean(0)
 

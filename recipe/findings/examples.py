@@ -306,16 +306,3 @@ def check_examples(examples: Examples, n: int, what: str) -> None:
         raise ValueError(
             f"There are {n} {what}; got {len(examples)} examples to show. Pass the same data, in the same order."
         )
-
-
-def picture_tensor(pixels: Tensor) -> Tensor:
-    """Pixels of any range, moved and stretched to 0 to 1, each image by itself: to look at standardised data.
-
-    >>> picture_tensor(torch.tensor([[[-2.0, 0.0], [0.0, 2.0]]]))
-    tensor([[[0.0000, 0.5000],
-             [0.5000, 1.0000]]])
-    """
-    flat = pixels.detach().flatten(1)
-    low, high = flat.amin(1), flat.amax(1)
-    shape = (-1, *[1] * (pixels.ndim - 1))
-    return (pixels - low.view(shape)) / (high - low).clamp_min(torch.finfo(pixels.dtype).tiny).view(shape)

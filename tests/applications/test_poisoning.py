@@ -140,6 +140,10 @@ def test_metagradients_are_finite_differences_of_replays():
     actual = (f(w + step, task.batch(x)) - f(w - step, task.batch(x))).mean() / 2e-5
     assert float(by_weight[7]) == pytest.approx(float(actual), rel=1e-4)
     assert f_hat.on(SETTING.pool).output_shape == (60,)
+    others = Unrolled(models=2, fresh=True).fit(setting)
+    for seeds in ((0, 1), (2, 3)):  # every call has runs of its own
+        expected = Retrain(setting, seeds=seeds)(ONES, task.batch(x))
+        torch.testing.assert_close(others(ONES, task.batch(x)), expected)
     with pytest.raises(NotImplementedError, match="SGD or AdamW"):
         Unrolled().fit(SETTING)
 
