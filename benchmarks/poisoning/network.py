@@ -1,32 +1,46 @@
-"""An MLP on digits: 2.5 % added in pixel range, by unrolled training, influence and gradient matching."""
+"""An MLP on MNIST: 2.5 % added in pixel range, by unrolled training, influence and gradient matching.
 
+The attacker knows 1 000 training digits and aims at 500 others, with the probability of a wrong answer as the loss: it
+does not grow without bounds on a few targets, as the cross-entropy does. Victims have fresh seeds and are measured on
+digits that nobody has seen.
+"""
+
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from applications.poisoning import ThreatModel
+from benchmarks.data import mnist
 from benchmarks.tables import mean, table
+from estimators.adjoint_influence import AdjointInfluence
 from estimators.gradient_matching import GradientMatching
-from estimators.influence import Influence
 from estimators.unrolled import Unrolled
-from recipe import CG, Correct, GradientAscent, Loss, Retrain, Setting, solve
-from recipe.batch import Batch
-from recipe.digits import MLP_SGD, load_digits
+from recipe import CG, SGD, Correct, GradientAscent, Loss, Retrain, Setting, solve
+from recipe.batch import Batch, take
 
 SEEDS = range(100, 108)  # of victims; the attacker's runs have others
-ALGORITHM = replace(MLP_SGD, epochs=10)
+ALGORITHM = SGD(epochs=40, batch_size=50, lr=0.05, momentum=0.9, weight_decay=1e-3)
+ASCENT = GradientAscent(lr=0.15, steps=300, decay=True)
+DRAWS = (0, 1)  # of the digits that poisons start from
 
 
 def smooth() -> nn.Module:
-    """64, 128 GELU, 10."""
-    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 10))
+    """784, 64 GELU, 10."""
+    return nn.Sequential(nn.Linear(784, 64), nn.GELU(), nn.Linear(64, 10))
 
 
 def deep() -> nn.Module:
-    """Another architecture: 64, 64 ReLU, 64 ReLU, 10."""
-    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    """Another architecture: 784, 64 ReLU, 64 ReLU, 10."""
+    return nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def wrong(prediction: Tensor, batch: Batch) -> Tensor:
+    """The probability of another label, `(b,)`."""
+    return 1 - prediction.softmax(-1).gather(1, batch[1][:, None])[:, 0]  # type: ignore[index]
 
 
 def attack(setting: Setting, estimator: object, solver: GradientAscent, seed: int) -> Batch:
@@ -36,31 +50,37 @@ def attack(setting: Setting, estimator: object, solver: GradientAscent, seed: in
 
 
 def main() -> None:
-    """Accuracy of victims with fresh seeds, and of another architecture."""
-    digits = load_digits()
+    """Loss and accuracy of victims with fresh seeds, and of another architecture."""
+    x, y = mnist()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    train, targets, test = (take((x.flatten(1), y), order[a:b]) for a, b in ((0, 1000), (1000, 1500), (1500, 5000)))
 
     def made(model: Callable[[], nn.Module]) -> Setting:
-        return Setting(model, digits.train, digits.targets, ALGORITHM, output=Loss())
+        return Setting(model, train, targets, ALGORITHM, output=wrong)
 
-    setting = made(smooth)
-    ascent = GradientAscent(lr=0.1, steps=24, decay=True)
-    refitted = replace(ascent, refit=5)
-    attacks: dict[str, Batch | None] = {
-        "clean": None,
-        "random flips": ThreatModel(0.025).task(setting).start,
-        "influence": attack(setting, Influence(inverse=CG(1e-2), damping=1e-3), refitted, 0),
-        "gradient matching": attack(setting, GradientMatching(), refitted, 0),
-        "unrolled (metagradient)": attack(setting, Unrolled(seed=1000), ascent, 0),
+    setting, refitted = made(smooth), replace(ASCENT, refit=30)
+    attacks: dict[str, Callable[[int], Batch | None]] = {
+        "clean": lambda seed: None,
+        "random flips": lambda seed: ThreatModel(0.025).task(setting, seed).start,
+        "influence, refitted": lambda seed: attack(
+            setting, AdjointInfluence(inverse=CG(1e-2), damping=1e-2), refitted, seed
+        ),
+        "gradient matching, refitted": lambda seed: attack(setting, GradientMatching(), refitted, seed),
+        "unrolled (metagradient)": lambda seed: attack(setting, Unrolled(seed=1000, fresh=True), ASCENT, seed),
     }
     rows, ones = [], torch.ones(setting.n)
-    for name, added in attacks.items():
-        row = [name]
+    for name, make in attacks.items():
+        began, columns = time.perf_counter(), []
+        poisons = [make(draw) for draw in DRAWS]
         for victim in (setting, made(deep)):
-            f = Retrain(victim.on(digits.test), SEEDS)
-            row += [
-                mean(f.per_seed(ones, added).mean(1)),
-                mean(f.on(digits.test, Correct()).per_seed(ones, added).mean(1)),
-            ]
-        rows.append(tuple(row))
+            for output in (Loss(), Correct()):
+                f = Retrain(victim.on(test, output), SEEDS)
+                columns.append(mean([float(v) for added in poisons for v in f.per_seed(ones, added).mean(1)], 4))
+        rows.append((name, *columns))
+        print(f"{rows[-1]}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     header = ("attack", "test loss", "test accuracy", "loss, other architecture", "accuracy, other architecture")
-    table("Digits MLP (GELU, 10 epochs), 2.5 % added in pixel range, 8 fresh seeds", header, rows)
+    table(f"MNIST MLP, 2.5 % added in pixel range, {len(DRAWS)} draws x {len(SEEDS)} fresh seeds", header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,12 +14,14 @@ import numpy as np
 from sklearn.svm import SVC
 
 from applications.poisoning import random_label_flips
-from benchmarks.poisoning.linear import LOSSES, influence_attack, ones_and_sevens, setting, two_points
+from benchmarks.poisoning.linear import LOSSES, influence_attack, ones_and_sevens, setting, split, two_points
 from benchmarks.tables import mean, table
 from recipe.batch import Batch
 
 SHARE, L2, STEPS, SPLITS = 0.03, 0.01, 24, 8
-PEER_STEPS = (0.03, 0.1, 0.3, 1.0)
+TRAIN, VALIDATION = 200, 100
+PEER_STEPS = (0.3, 1.0)
+MOST = 30  # steps of each point
 PEER = Path(__file__).parent / "peers" / "art_svm.py"
 
 
@@ -41,7 +43,7 @@ def by_peer(python: str, train: Batch, validation: Batch, start: Batch, step: fl
         source, target = Path(folder, "in.npz"), Path(folder, "out.npz")
         arrays = (t.double().numpy() if t.is_floating_point() else t.numpy() for t in (*train, *validation, *start))
         names = ("x", "y", "x_val", "y_val", "start", "labels")
-        np.savez(source, **dict(zip(names, arrays, strict=True)), C=1 / (len(train[1]) * L2), step=step)
+        np.savez(source, **dict(zip(names, arrays, strict=True)), C=1 / (len(train[1]) * L2), step=step, steps=MOST)
         subprocess.run([python, "-W", "ignore", str(PEER), str(source), str(target)], check=True, capture_output=True)
         return torch.from_numpy(np.load(target)["poisons"]).float(), start[1]
 
@@ -51,7 +53,7 @@ def main() -> None:
     python = os.environ.get("ART_PYTHON")
     found: dict[str, list[tuple[float, float]]] = {}
     for seed in range(SPLITS):
-        parts = ones_and_sevens(seed)
+        parts = split(ones_and_sevens(seed).train, seed, TRAIN, VALIDATION)  # more take the peer hours
         surrogate = setting(parts, LOSSES["hinge"][1], L2)
         ours, _ = influence_attack(two_points(parts, SHARE, None), surrogate, STEPS, 0.3)
         flips = random_label_flips(surrogate, len(ours[1]), seed)
