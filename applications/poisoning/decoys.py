@@ -45,14 +45,16 @@ def label_flip_decoys(
     setting: Setting,
     shares: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
     repeats: Sequence[int] = (1, 2, 3),
+    one_sided: bool = True,
     towards: bool = False,
 ) -> tuple[Decoy, ...]:
     """Decoys for a two-class setting, the lowest loss on clean data first, none beaten in both losses.
 
     Args:
         setting: the attacker's: its universe is clean, its targets are those to be got wrong.
-        shares: of the targets that are mislabelled: of all, of those of label 0, of those of label 1.
+        shares: of the targets that are mislabelled.
         repeats: how often each is repeated.
+        one_sided: mislabel shares of the targets of one label alone, too.
         towards: the targets already carry the labels that are wanted (`Targeted`, `Backdoor`): all are used as they
             are.
 
@@ -76,7 +78,7 @@ def label_flip_decoys(
             f"{len(classes)} classes, shares={tuple(shares)} and repeats={tuple(repeats)}."
         )
     f, ones = Retrain(setting.on(output=Loss()), (0,)), torch.ones(setting.n)
-    sets = [("all targets", setting.probe)] if towards else _mislabelled(setting, f(ones), shares, classes)
+    sets = [("all targets", setting.probe)] if towards else _mislabelled(setting, f(ones), shares, classes, one_sided)
     found = []
     for name, flips in sets:
         for r in repeats:
@@ -86,10 +88,13 @@ def label_flip_decoys(
     return _unbeaten(found, towards)
 
 
-def _mislabelled(setting: Setting, losses: Tensor, shares: Sequence[float], classes: Tensor) -> list[tuple[str, Batch]]:
+def _mislabelled(
+    setting: Setting, losses: Tensor, shares: Sequence[float], classes: Tensor, one_sided: bool
+) -> list[tuple[str, Batch]]:
     """Sets of targets with the other label, by name: the highest losses of all, of one class, of the other."""
     y = batches.labels(setting.probe)
-    sides = {"all": torch.ones_like(y, dtype=torch.bool), **{f"label {c}": y == c for c in classes.tolist()}}
+    sides = {"all": torch.ones_like(y, dtype=torch.bool)}
+    sides |= {f"label {c}": y == c for c in classes.tolist() if one_sided}
     found: dict[tuple[int, ...], tuple[str, Batch]] = {}  # small shares of few targets are the same
     for name, side in sides.items():
         order = losses.masked_fill(~side, -torch.inf).argsort(descending=True)

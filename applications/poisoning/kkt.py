@@ -8,7 +8,8 @@ them first, a decoy theta_d (`decoys.py`); then look for one poison a class, x_0
 in the slope of the decision and its bias (`linear_view.py`), l' the derivatives of the losses in z_1 - z_0 at theta_d
 and N the number of points, poisons included. The hinge's l'_y is -1 or 1 for every poison with a margin below 1, so
 that this is convex. Other losses have an l'_y that depends on x_y: there a few Gauss-Newton steps are taken, each a
-convex program. Every answer is a candidate only: the problem's objective decides, which trains if `Retrain` is plugged in.
+convex program. Every answer is a candidate only: the problem's objective decides, by training if `Retrain` is plugged
+in.
 
 Reference: Koh, Steinhardt & Liang, "Stronger Data Poisoning Attacks Break Data Sanitization Defenses", 2022,
 arXiv:1811.00741, section 4.3. Additions: where poisons must pass a cap on the loss, margins at theta_d are *stretched*

@@ -162,6 +162,8 @@ def test_decoys_are_worse_on_targets_the_more_they_cost_on_clean_data():
     assert [d.clean for d in decoys] == sorted(d.clean for d in decoys)
     assert [d.targets for d in decoys] == sorted(d.targets for d in decoys)
     assert decoys[-1].targets > float(Retrain(SETTING)(ONES).mean())
+    assert any("label 0" in d.name for d in decoys)
+    assert all("of all" in d.name for d in label_flip_decoys(SETTING, one_sided=False))
     assert float(SETTING.losses(decoys[0].parameters, SETTING.pool).mean()) == pytest.approx(decoys[0].clean)
 
 
