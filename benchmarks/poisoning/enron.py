@@ -29,7 +29,7 @@ from recipe.batch import Batch
 SHARE, L2, TRAIN, TARGETS = 0.03, 0.09, 3000, 1000
 DOCUMENTS = 10  # that a word occurs in, at least
 THREAT = ThreatModel(SHARE, Range(low=0.0, whole=True, each=True), passes=Sanitation(percentile=94))
-PARTS, LOSS_CAPS = 3, (80.0, 90.0)
+PARTS, LOSS_CAPS = 3, (90.0,)
 DECOYS = {"shares": (0.3, 0.5), "repeats": (1, 2), "one_sided": False}
 DEFENCES = {"l2": CentroidDistance(), "slab": Slab(), "loss": TrainingLoss()}
 

@@ -36,29 +36,30 @@ DEFENCES = {
 }
 
 
-def attacks_on(name: str, seed: int) -> dict[str, Batch | None]:
-    """Poisons by name, of one split."""
+def attacks_on(name: str, seed: int, ascent: bool = True) -> dict[str, Batch | None]:
+    """Poisons by name, of one split, those by ascent through influence if wanted."""
     parts = ones_and_sevens(seed)
     victim, surrogate = (setting(parts, loss, L2) for loss in LOSSES[name])
     decoys = label_flip_decoys(victim, **DECOYS)  # type: ignore[arg-type]
     found: dict[str, Batch | None] = {"clean": None}
     for constraint, (sanitation, lr) in CONSTRAINTS.items():
         task = two_points(parts, SHARE, sanitation, L2)
-        found[f"influence, {constraint}"], _ = influence_attack(task, surrogate, STEPS, lr)
+        if ascent:
+            found[f"influence, {constraint}"], _ = influence_attack(task, surrogate, STEPS, lr)
         unseen = [DEFENCES["l2"], DEFENCES["slab"]] if sanitation else []
         found[f"KKT, {constraint}"], _ = kkt_attack(victim, divided(task, PARTS), decoys, defences=unseen)
     found["random flips"] = random_label_flips(victim, size(found["KKT, box"]), seed)  # type: ignore[arg-type]
     return found
 
 
-def show(name: str, splits: int = SPLITS) -> None:
+def show(name: str, splits: int = SPLITS, ascent: bool = True) -> None:
     """One loss: clean, random flips and the attacks, over random splits of the data."""
     found: dict[str, list[tuple]] = {}
     clock = Clock()
     for seed in range(splits):
         parts = ones_and_sevens(seed)
         victim = setting(parts, LOSSES[name][0], L2)
-        for attack, added in attacks_on(name, seed).items():
+        for attack, added in attacks_on(name, seed, ascent).items():
             nothing = [float("nan")] * len(DEFENCES)
             caught = nothing if added is None else removed(victim, added, list(DEFENCES.values()))
             row = (measured(victim, parts.targets, added)[1], *measured(victim, parts.test, added), *caught)
