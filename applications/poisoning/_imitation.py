@@ -21,7 +21,8 @@ from recipe.solvers.convex import Convex
 STEPS = 8  # of Gauss-Newton, at most
 SHARES = (1.0, 0.5, 0.25, 0.1)  # of a step's length
 STEP = 1e-4  # of differences of derivatives
-FLAT = 1e-3  # a curvature, or a gain, that is none
+FLAT = 1e-3  # a curvature that is none
+GAIN = 0.02  # of the residual, less than which ends the steps
 STRETCHES = 1 + 0.02 * torch.arange(51, dtype=torch.float64)  # 1 to 2
 FAR = 36.0  # a margin beyond which no loss has a derivative that a double can tell from zero
 CORNER = 1e-6  # kept from the margin where a loss ends
@@ -141,7 +142,7 @@ class Imitation:
                 break
             way = [best.points + share * (aim - best.points) for share in SHARES]
             nearer = min((self._measured(decoy, line, stretch, x) for x in way), key=lambda c: c.residual)
-            if nearer.residual > (1 - FLAT) * best.residual:
+            if nearer.residual > (1 - GAIN) * best.residual:
                 break
             best = nearer
         return replace(best, points=self.feasible.project(best.points))
