@@ -22,6 +22,7 @@ STEPS = 8  # of Gauss-Newton, at most
 SHARES = (1.0, 0.5, 0.25, 0.1)  # of a step's length
 STEP = 1e-4  # of differences of derivatives
 FLAT = 1e-3  # a curvature that is none
+COUPLED = 200  # entries of an input: tangents couple all of them, and programs that are dense in more take seconds
 GAIN = 0.02  # of the residual, less than which ends the steps
 STRETCHES = 1 + 0.02 * torch.arange(51, dtype=torch.float64)  # 1 to 2
 FAR = 36.0  # a margin beyond which no loss has a derivative that a double can tell from zero
@@ -123,7 +124,8 @@ class Imitation:
     def candidate(self, decoy: Decoy) -> Candidate | None:
         """The points at which the decoy is nearest to optimal; None where no allowed point has an allowed margin.
 
-        By Gauss-Newton steps, each a convex program; a loss without curvature, the hinge, needs the first one only.
+        By Gauss-Newton steps, each a convex program; a loss without curvature, the hinge, needs the first one only. Of
+        inputs with many entries the derivatives are held fixed for a step instead, as far as the gradient falls.
         """
         line = self.view.line(self.setting, decoy.parameters)
         stretch = self._stretch(line)
@@ -137,7 +139,10 @@ class Imitation:
         best = self._measured(decoy, line, stretch, points)
         for _ in range(STEPS):
             tangent = self._tangent(best)
-            aim = self._points(line, low, tangent) if bool((tangent.curvature.abs() > FLAT).any()) else None
+            curved = bool((tangent.curvature.abs() > FLAT).any())
+            if best.points.shape[1] > COUPLED:
+                tangent = replace(tangent, curvature=torch.zeros_like(tangent.curvature))
+            aim = self._points(line, low, tangent) if curved else None
             if aim is None:
                 break
             way = [best.points + share * (aim - best.points) for share in SHARES]
