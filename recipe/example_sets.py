@@ -9,13 +9,13 @@ arXiv:1811.00741, for balls and slabs as what a defender lets through, and for r
 algorithm converges in the limit only, so its answer is pulled towards a point inside until it is feasible exactly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from recipe.feasible import _array, _check_center, _check_shape, _random, _rounding
+from recipe.feasible import Box, _array, _check_center, _check_shape, _random, _rounding
 
 HALVINGS = 60  # of the way to a point inside
 
@@ -332,6 +332,39 @@ class Integers:
     def constraints(self, variable: Any) -> list[Any]:
         """Those of the set, without the whole numbers."""
         return self.within.constraints(variable)
+
+
+def examples_of(feasible: Any, index: Tensor) -> Any:
+    """The same set for some of the examples, `(k, ...)` of `(b, ...)`.
+
+    Args:
+        feasible: a `Box`, or one of the sets here.
+        index: `(k,)`.
+
+    Raises:
+        TypeError: another set.
+
+    Example:
+        >>> examples_of(Balls(torch.zeros(3, 2), torch.tensor([1.0, 2.0, 3.0])), torch.tensor([2])).radius
+        tensor([3.])
+    """
+    if isinstance(feasible, Box):
+        radius = torch.as_tensor(feasible.radius).expand_as(feasible.center)
+        return Box(feasible.center[index], radius[index])
+    if isinstance(feasible, Balls):
+        radius = torch.as_tensor(feasible.radius).expand(len(feasible.center))
+        return Balls(feasible.center[index], radius[index])
+    if isinstance(feasible, Slabs):
+        return Slabs(feasible.normal[index], feasible.low[index], feasible.high[index])
+    if isinstance(feasible, Intersection):
+        parts = tuple(examples_of(s, index) for s in feasible.sets)
+        return replace(feasible, sets=parts, inside=feasible.inside[index])
+    if isinstance(feasible, Integers):
+        return replace(feasible, within=examples_of(feasible.within, index))
+    raise TypeError(
+        f"Only Box, Balls, Slabs, Intersection and Integers hold for every example by itself; got "
+        f"{type(feasible).__name__}."
+    )
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Reference for the axes: Koh, Steinhardt & Liang 2022, arXiv:1811.00741; Goldblum
 Learning", 2020, arXiv:2012.10544.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -136,7 +136,35 @@ class ThreatModel:
 
     def task(self, setting: Setting, seed: int = 0) -> Poisoning:
         """The task on a setting; the seed draws the points that poisons start from."""
-        index, start = self._start(setting, seed)
+        return self._task(setting, *self._start(setting, seed))
+
+    def splits(self, setting: Setting, parts: int = 5, seed: int = 0) -> list[Poisoning]:
+        """Tasks of the same budget, divided between two classes in `parts` ways: from one for label 0 to one for 1.
+
+        Which division does most harm depends on the attack; Koh, Steinhardt & Liang 2022 go through a grid of them.
+
+        Raises:
+            ValueError: not two classes, a threat model with a label of its own, or no part.
+        """
+        classes, count = batches.labels(setting.pool).unique(), self.count(setting.n)
+        if len(classes) != 2 or self.label is not None or parts < 1:
+            raise ValueError(
+                f"A budget is divided between two classes in one way at least; got {len(classes)} classes, "
+                f"label={self.label} and parts={parts}."
+            )
+        first = torch.linspace(0, count, parts + 2)[1:-1].round().long().tolist()
+        return [self._divided(setting, (k, count - k), classes.tolist(), seed) for k in first]
+
+    def _divided(self, setting: Setting, counts: tuple[int, int], classes: list[int], seed: int) -> Poisoning:
+        """The task with so many poisons of each class."""
+        parts = [
+            replace(self, budget=k, label=c)._start(setting, seed) for k, c in zip(counts, classes, strict=True) if k
+        ]
+        start = parts[0][1] if len(parts) == 1 else batches.concatenate(parts[0][1], parts[1][1])
+        return self._task(setting, torch.cat([index for index, _ in parts]), start)
+
+    def _task(self, setting: Setting, index: Tensor, start: Batch) -> Poisoning:
+        """The task whose poisons start from training points `index` as `start` has them."""
         x = start[self.entry]  # type: ignore[index]
         if not x.is_floating_point():
             raise ValueError(
