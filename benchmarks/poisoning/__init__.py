@@ -1,6 +1,6 @@
 """Poisoning, measured by retraining victims: `python -m benchmarks poisoning`."""
 
-from benchmarks.poisoning import enron, mnist, network, targeted
+from benchmarks.poisoning import enron, inspected, mnist, network, svm, targeted
 
 
 def main() -> None:
@@ -8,5 +8,7 @@ def main() -> None:
     for loss in mnist.LOSSES:
         mnist.show(loss)
     enron.main()
+    inspected.main()
+    svm.main()
     network.main()
     targeted.main()

@@ -35,6 +35,7 @@ from applications.poisoning import (
     random_label_flips,
 )
 from estimators.adjoint_influence import AdjointInfluence
+from estimators.ekfac import EKFAC
 from estimators.gradient_matching import GradientMatching
 from estimators.influence import Influence
 from estimators.random import Random
@@ -118,6 +119,23 @@ def test_gradients_are_finite_differences_through_retraining(threat):
         step[0, k] = h
         actual = (true.value(x + step) - true.value(x - step)) / (2 * h)
         assert float(gradient[0, k]) == pytest.approx(actual, rel=1e-3, abs=1e-7)
+
+
+ATTACKERS = [Influence(damping=0.1), EKFAC(), AdjointInfluence(damping=0.1), GradientMatching(), Unrolled()]
+
+
+@pytest.mark.parametrize("estimator", ATTACKERS, ids=lambda estimator: type(estimator).__name__)
+def test_every_estimator_finds_allowed_poisons_no_worse_than_its_start(estimator):
+    algorithm = SGD(epochs=3, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.01)
+    model = lambda: torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2)).double()  # noqa: E731
+    setting = Setting(model, SETTING.pool, SETTING.probe, algorithm, output=Loss())
+    task = ThreatModel(3, Near(linf=0.5)).task(setting)
+    f_hat = estimator.fit(setting)
+    found = solve(task, f_hat, GradientAscent(lr=0.2, steps=6))
+    assert bool((task.feasible.excess(found.decision) <= 0).all())
+    problem = task.problem(f_hat)
+    assert problem.value(found.decision) >= problem.value(task.start[0])
+    assert (found.decision - task.start[0]).abs().max() > 0.05
 
 
 def test_metagradients_are_finite_differences_of_replays():
