@@ -161,7 +161,7 @@ class Lasso:
         chosen = torch.zeros(X.shape[1], Y.shape[1]).to(Y_in)
         for step, B in enumerate(replace(self, tolerance=max(self.tolerance, COARSE)).path(X_in, Y_in, path)):
             error = (Y_out - X_out @ B).square().sum(0)
-            better = error < least
+            better = (error < least) & (step <= best + 2)  # done after two that are no better, whatever others do
             chosen = torch.where(better, B, chosen)
             least, best = torch.where(better, error, least), torch.where(better, step, best)
             if best.max() < step - 1:  # smaller penalties overfit, at the highest price

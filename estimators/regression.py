@@ -28,7 +28,7 @@ retrainings and the prior. The regression itself takes about a second for 1 000 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,13 +77,17 @@ class Regression:
     penalty: Penalty = Lasso()
     prior: Estimator | None = None
     seed: int = 0
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.subsets < 2:
             raise ValueError(f"Regression needs at least two subsets, better hundreds; got {self.subsets}.")
         if not 0 < self.alpha < 1:
             raise ValueError(f"The share alpha of the points in a subset must be between 0 and 1; got {self.alpha}.")
+
+    @property
+    def at_once(self) -> bool:
+        """See `Stored`. Ridge looks along the prior's effects on all targets together."""
+        return self.prior is None or not isinstance(self.penalty, Ridge)
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""

@@ -6,11 +6,12 @@ what was used last and gives it back when it is needed. The files lie in the fol
 the system's temporary one) and vanish with the process, however it ends.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -75,11 +76,21 @@ def read_all(data: Any, collate: Callable[[list[Any]], Any]) -> Any:
     places: dict[Any, Tensor] = {key: _place(t, n) for key, t in _items(first)}
     start = 0
     for block in _chain(first, blocks):
+        rows = min(ROWS, n - start)
         for key, t in _items(block):
+            if len(t) != rows:
+                raise ValueError(
+                    f"collate made {len(t)} rows of {rows} examples; expected one row an example, in their order."
+                )
+            if t.dtype != places[key].dtype:
+                raise ValueError(
+                    f"The examples from {start} on are {t.dtype}, those before them {places[key].dtype}. Give all "
+                    "examples one type."
+                )
             if t.shape[1:] != places[key].shape[1:]:  # padded to the longest of a block: only all at once fit
                 return collate(_rows(data, range(n)))
             places[key][start : start + len(t)] = t
-        start += min(ROWS, n - start)
+        start += rows
     return places if isinstance(first, Mapping) else tuple(places.values())
 
 
@@ -102,8 +113,32 @@ def _place(like: Tensor, n: int) -> Tensor:
     shape = (n, *like.shape[1:])
     if not like.numel():
         return torch.empty(shape, dtype=like.dtype)
-    with tempfile.NamedTemporaryFile(dir=os.environ.get("RECIPE_CACHE"), suffix=".examples") as file:
-        size = like.nbytes // len(like) * n
-        file.truncate(size)
-        raw = np.memmap(file.name, dtype=np.uint8, mode="r+", shape=(size,))
+    size = like.nbytes // len(like) * n
+    with scratch(size, ".examples") as file:
+        raw = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
         return torch.from_numpy(raw).view(like.dtype).view(shape)
+
+
+def scratch(size: int, suffix: str) -> IO[bytes]:
+    """A file of so many bytes without a name, for what memory need not hold.
+
+    Raises:
+        OSError: there is no such folder, or no room in it: said now, since a memory map that runs out of room later
+            ends the process.
+    """
+    folder = os.environ.get("RECIPE_CACHE") or tempfile.gettempdir()
+    with contextlib.ExitStack() as undo:
+        try:
+            file = undo.enter_context(tempfile.TemporaryFile(dir=folder, suffix=suffix))
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{size / 2**20:.0f} MiB of data find no room in {folder} ({error.strerror}). They need not be in memory: "
+                "make some there, or let RECIPE_CACHE name a folder on a larger disk",
+            ) from error
+        undo.pop_all()  # it is the caller's to close
+    return file

@@ -125,7 +125,7 @@ class Spread:
     def _path(self) -> str:
         function = dumps(self._function, f"What is needed for {self._what}")
         handle, path = tempfile.mkstemp(prefix="recipe-")
-        weakref.finalize(self, _unlink, path)
+        weakref.finalize(self, _unlink, path, os.getpid())
         with os.fdopen(handle, "wb") as file:
             file.write(function)
         return path
@@ -158,6 +158,8 @@ def _evaluate(key: str, path: str, arguments: bytes, function: bytes | None) -> 
         return dumps(answer.detach() if isinstance(answer, Tensor) else answer, "An answer")
 
 
-def _unlink(path: str) -> None:
+def _unlink(path: str, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a fork of the process that it belongs to
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

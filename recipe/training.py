@@ -5,8 +5,11 @@ through the sum of their losses (models do not share parameters, so each gets it
 Runs with the same number of steps train together, in chunks that fit a memory budget.
 """
 
+import functools
+import importlib.util
 import inspect
 import math
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -226,13 +229,22 @@ def stack(runs: Sequence[Parameters]) -> Parameters:
 
 
 def progress_bar(total: int, what: str, unit: str) -> tqdm:
-    """A bar with the time left, on a terminal only, and only for what takes longer than two seconds."""
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False, disable=None, delay=PATIENCE)
+    """A bar with the time left, on a terminal or in a notebook, and only for what takes longer than two seconds."""
+    return _bar()(total=total, desc=what, unit=unit, unit_scale=True, leave=False, delay=PATIENCE)
 
 
 def progress(items: Sequence[Any], what: str) -> Iterable[Any]:
     """`items` under a progress bar."""
-    return tqdm(items, desc=what, leave=False, disable=None, delay=PATIENCE)
+    return _bar()(items, desc=what, leave=False, delay=PATIENCE)
+
+
+def _bar() -> Any:
+    """The kind of bar that can be shown: a widget where a notebook has widgets, else text on a terminal."""
+    if "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    return functools.partial(tqdm, disable=None)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:

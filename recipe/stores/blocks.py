@@ -20,6 +20,7 @@ import torch
 import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
+from zarr.errors import ContainsArrayError
 
 from recipe.stores.segments import FORMAT, DamagedError
 
@@ -145,15 +146,20 @@ class Blocks:
             "fingerprint": described,
         }
         attributes: Any = {"recipe": head}
-        array = zarr.create_array(
-            path,
-            shape=shape,
-            chunks=(shape[0], min(width, shape[1])),
-            dtype=TYPES[dtype],
-            compressors=[Crc32cCodec()],
-            attributes=attributes,
-            config={"write_empty_chunks": True},  # a block that is there was computed, also if it is all zeros
-        )
+        try:
+            array = zarr.create_array(
+                path,
+                shape=shape,
+                chunks=(shape[0], min(width, shape[1])),
+                dtype=TYPES[dtype],
+                compressors=[Crc32cCodec()],
+                attributes=attributes,
+                config={"write_empty_chunks": True},  # a block that is there was computed, also if it is all zeros
+            )
+        except ContainsArrayError:  # the other was faster
+            store = cls.opened(path)
+            store.check(described, dtype)
+            return store
         return cls(path, array)
 
     @property
@@ -200,6 +206,8 @@ class Blocks:
 
     def read(self, index: Any) -> Tensor:
         """A part of the effects. Raises `DamagedError`."""
+        if missing := self.missing():  # zarr reads zeros there
+            raise self._damaged(missing)
         try:
             values = torch.from_numpy(np.asarray(self._array[index]))
         except ValueError as error:

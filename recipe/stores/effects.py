@@ -13,7 +13,6 @@ import hashlib
 import math
 import os
 import random
-import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,9 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.batch import Batch
+from recipe.columns import scratch
 from recipe.composition import Ensemble, Scaled, effects_of
+from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, fitting, records_origin
 from recipe.engine import Spread, engine
 from recipe.problem import Arguments
@@ -52,7 +53,8 @@ class Stored:
     block as they are computed, and after an interruption only the blocks that are missing are computed. Estimators that
     make the effects of all points at once (`at_once`: regressions, game values, replays) are asked for a few targets at
     a time, whose effects wait in a file until all are there, in the folder that `RECIPE_CACHE` names. A calibration
-    looks at all outputs together: store what it calibrates, `Calibrated(Stored(EKFAC(), path), subsets=10)`.
+    looks at all outputs together: store what it calibrates, `Calibrated(Stored(EKFAC(), path), subsets=10)`. So does a
+    `Regression` by `Ridge` on top of a prior, whose effects are made whole; take `Lasso` where they are too many.
 
     Args:
         estimator: what is fitted.
@@ -82,9 +84,14 @@ class Stored:
     redo: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.fspath(self.path))
+        object.__setattr__(self, "path", _address(self.path))
         if self.dtype not in TYPES:
             raise ValueError(f"Effects are stored as float32, bfloat16 or float16; got {self.dtype}.")
+
+    def cost(self, setting: Setting) -> Cost:
+        """See `Estimator.cost`: that of the estimator, of whose effects memory holds a part."""
+        whole, effects = cost_of(self.estimator, setting), 8.0 * setting.m * setting.n
+        return whole.holding(min(0.0, HELD_BYTES - effects))
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> OutputFunction:
@@ -169,6 +176,12 @@ def _target_groups(setting: Setting) -> list[slice]:
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
+def _address(path: str | os.PathLike[str]) -> str:
+    """The same for workers in other folders."""
+    path = os.fspath(path)
+    return path if "://" in path else os.path.abspath(path)
+
+
 def _on(setting: Setting, targets: slice) -> Setting:
     whole = targets in (slice(None), slice(0, setting.output_shape[0]))
     return setting if whole else setting.on(batches.take(setting.probe, targets))
@@ -177,8 +190,7 @@ def _on(setting: Setting, targets: slice) -> Setting:
 @contextmanager
 def _spilled(shape: tuple[int, int]) -> Iterator[np.ndarray]:
     """A float32 matrix in a file that vanishes."""
-    with tempfile.TemporaryFile(dir=os.environ.get("RECIPE_CACHE"), suffix=".effects") as file:
-        file.truncate(4 * shape[0] * shape[1])
+    with scratch(4 * shape[0] * shape[1], ".effects") as file:
         yield np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 
@@ -199,7 +211,7 @@ class _Sink:
             store = Blocks.create(self.stored.path, shape, width, self.stored.dtype, self.described)
         starts = [0, *accumulate(sizes)]
         wanted = store.missing(deep=self.stored.redo)
-        offset = random.randrange(len(wanted)) if wanted and not self.stored.redo else 0
+        offset = random.SystemRandom().randrange(len(wanted)) if wanted and not self.stored.redo else 0
         wanted = wanted[offset:] + wanted[:offset]
         spans = [store.span(block) for block in wanted]
         groups = [parts[bisect_left(starts, low) : bisect_left(starts, high)] for low, high in spans]
@@ -207,7 +219,7 @@ class _Sink:
         with progress_bar(len(wanted), "effects", unit="block") as bar:
             for block, values in zip(wanted, _mapped(compute, list(zip(wanted, groups, strict=True))), strict=True):
                 if values is not None:
-                    store.write(block, _finite(values, store.span(block)[0]))
+                    store.write(block, _stored(values, self.stored.dtype, store.span(block)[0]))
                 bar.update()
         self.effects = Effects(self.stored.path)
         return self.effects
@@ -234,7 +246,8 @@ def _mapped(function: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> I
 
 def _block(function: Callable[[Any], Tensor], path: str | None, block: int, parts: Sequence[Any]) -> Tensor | None:
     """The effects of a block's parts; None where another process has written it meanwhile."""
-    if path is not None and Blocks.opened(path).has(block):
+    store = None if path is None else Blocks.found(path)  # a worker elsewhere may not see it
+    if store is not None and store.has(block):
         return None
     return _together(function, parts)
 
@@ -243,10 +256,17 @@ def _together(function: Callable[[Any], Tensor], parts: Sequence[Any]) -> Tensor
     return torch.cat([function(part) for part in parts], 1)
 
 
-def _finite(values: Tensor, start: int) -> Tensor:
+def _stored(values: Tensor, dtype: torch.dtype, start: int) -> Tensor:
+    """The effects of points from `start` on, in the type of the store."""
+    stored = values.to(dtype)
+    if all_finite(stored):
+        return stored
+    first = start + int((~stored.isfinite()).any(0).nonzero()[0])
     if all_finite(values):
-        return values
-    first = start + int((~values.isfinite()).any(0).nonzero()[0])
+        raise ValueError(
+            f"The effects of training point {first} are too large for {dtype}: above {torch.finfo(dtype).max:g}. Store "
+            "them as float32 or bfloat16, or measure the outputs in a larger unit."
+        )
     raise ValueError(
         f"The effects of training point {first} are not finite: gradients are NaN or infinite there. Look for NaN and "
         "infinity in this example, and at the trained parameters. What was complete stays in the store."

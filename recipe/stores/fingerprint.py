@@ -42,7 +42,7 @@ def fingerprint(setting: Setting) -> dict[str, str]:
     """
     blank = setting._blank
     start = batches.content_hash(setting.initial(0))
-    structure = content_key(repr(blank).encode())
+    structure = content_key(repr(blank).encode(), *_forwards(blank), " ".join(setting.trained).encode())
     return {
         "model": f"{type(blank).__name__} with {setting.p} parameters, structure {structure}, start {start}",
         "algorithm": identity(setting.algorithm),
@@ -118,6 +118,13 @@ def identity(value: Any, depth: int = DEPTH) -> str:
         each = [inner(v) for v in value]
         return f"[{', '.join(sorted(each) if isinstance(value, (set, frozenset)) else each)}]"
     return f"{_name(type(value))}{inner(getattr(value, '__dict__', {}))}"
+
+
+def _forwards(model: nn.Module) -> list[bytes]:
+    """The code of the modules that are not torch's own: what they are made of does not say what they compute."""
+    kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
+    codes = {_name(kind): getattr(kind.forward, "__code__", None) for kind in kinds}
+    return [_code(code) for _, code in sorted(codes.items()) if code is not None]
 
 
 def content_key(*parts: bytes) -> str:

@@ -62,6 +62,24 @@ def test_files_hold_the_same(monkeypatch):
     assert batch["labels"].tolist() == [i % 2 for i in range(40)]
 
 
+def test_blocks_that_do_not_fit_together_are_refused(monkeypatch):
+    monkeypatch.setattr(columns, "ROWS", 2)
+    with pytest.raises(ValueError, match="from 2 on are torch.float64, those before them torch.int64"):
+        columns.read_all([{"x": 1}, {"x": 1}, {"x": 0.5}, {"x": 0.5}], default_collate)
+    with pytest.raises(ValueError, match="made 1 rows of 2 examples"):
+        columns.read_all([{"x": 1}] * 4, lambda rows: default_collate(rows[:1]))
+
+
+def test_a_full_disk_is_said_before_it_is_written(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match="find no room in .*No space left.*let RECIPE_CACHE name"):
+        columns.read_all([{"x": 1}] * 4, default_collate)
+
+
 def test_blocks_that_are_padded_apart_are_collated_at_once(monkeypatch):
     monkeypatch.setattr(columns, "ROWS", 2)
 

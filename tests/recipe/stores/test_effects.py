@@ -22,7 +22,7 @@ from estimators.influence import Influence
 from estimators.knn import KNN
 from estimators.less import LESS
 from estimators.newton_step import NewtonStep
-from estimators.regression import Regression
+from estimators.regression import Lasso, Regression, Ridge
 from estimators.simfluence import Simfluence
 from estimators.similarity import Similarity
 from estimators.tracin import GradDot
@@ -30,6 +30,7 @@ from recipe import (
     Calibrated,
     DamagedError,
     Effects,
+    Logits,
     Loss,
     Minimize,
     Newton,
@@ -43,6 +44,7 @@ from recipe import (
 )
 from recipe import batch as batches
 from recipe.stores import effects as module
+from recipe.stores.blocks import Blocks
 from tests.worlds import ESTIMATORS, logistic, small_mlp
 
 FORK = multiprocessing.get_context("fork")
@@ -96,6 +98,45 @@ def test_effects_are_never_held_whole(estimator, tmp_path, monkeypatch):
     added = batches.take(setting.pool, slice(0, 2))
     if f_hat.effect is not None:
         torch.testing.assert_close(stored.effect(added), f_hat.effect(added), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [Lasso(), Ridge()], ids=["lasso", "ridge"])
+def test_regressions_with_a_prior_are_the_same_on_disk(penalty, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HELD_BYTES", 2 * 8 * 40)
+    setting, estimator = small_mlp(output=Logits()), Regression(subsets=30, penalty=penalty, prior=GradDot())
+    stored = Stored(estimator, tmp_path / "effects").fit(setting)
+    torch.testing.assert_close(stored(W), estimator.fit(setting)(W), rtol=1e-3, atol=1e-3)
+
+
+def test_two_that_begin_at_once_share_the_store(tmp_path, monkeypatch):
+    path, setting = tmp_path / "effects", small_mlp()
+    expected, found = GradDot().fit(setting).effects, Blocks.found
+
+    def late(address):  # the other creates it between our look and our own creation
+        monkeypatch.setattr(Blocks, "found", found)
+        assert found(address) is None
+        Stored(GradDot(), path).fit(setting)
+
+    collect = module._Sink.collect
+
+    def collected(sink, *args):
+        monkeypatch.setattr(module._Sink, "collect", collect)
+        monkeypatch.setattr(Blocks, "found", late)
+        return collect(sink, *args)
+
+    monkeypatch.setattr(module._Sink, "collect", collected)
+    stored = Stored(GradDot(), path).fit(setting)
+    torch.testing.assert_close(stored.effects[:].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_effects_too_large_for_half_precision_are_named(tmp_path):
+    setting = small_mlp(output=lambda z, batch: 1e9 * z[:, 0])
+    with pytest.raises(ValueError, match=r"too large for torch.float16: above 65504"):
+        Stored(GradDot(), tmp_path / "effects", torch.float16).fit(setting)
+
+
+def test_the_cost_is_the_estimators_without_its_effects():
+    assert Stored(GradDot(), "runs/effects").cost(small_mlp()).flops == GradDot().cost(small_mlp()).flops
 
 
 def test_what_is_stored_can_be_calibrated(tmp_path):
