@@ -137,7 +137,7 @@ def scratch(size: int, suffix: str) -> IO[bytes]:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{size / 2**20:.0f} MiB of data find no room in {folder} ({error.strerror}). They need not be in memory: "
+                f"{size / 2**20:.0f} MiB of data find no room in {folder} ({error.strerror}). They lie in files: "
                 "make some there, or let RECIPE_CACHE name a folder on a larger disk",
             ) from error
         undo.pop_all()  # it is the caller's to close

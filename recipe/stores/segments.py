@@ -60,8 +60,14 @@ class Segments:
 
         Raises:
             ValueError: the address holds something else, or a newer format; it is left untouched.
+            DamagedError: there are segments, and what says whose they are is missing or damaged.
         """
         data = self._get(DOCUMENT)
+        if (data is None or not _is_json(data)) and (segments := self.names()):
+            raise DamagedError(
+                f"{self.address}/{DOCUMENT}, which says to what setting {len(segments)} segments belong, is "
+                f"{'missing' if data is None else 'damaged'}. Copy it there again; nothing was changed."
+            )
         if data is None:
             self._check_free()
             return None
@@ -230,6 +236,14 @@ def _composed(columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:
         chunks = tuple(max(1, length) for length in array.shape)
         group.create_array(name, data=array, chunks=chunks, compressors=None)
     return {path: data.to_bytes() for path, data in objects.items() if path != DOCUMENT}
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
 
 
 def _group(attributes: Mapping[str, Any]) -> bytes:

@@ -178,6 +178,35 @@ def test_damage_is_named(tmp_path, column):
         Retrain(setting, bank=Bank(path))(W)
 
 
+def test_a_bank_that_lost_its_document_takes_no_other_setting(tmp_path):
+    setting, _ = counted()
+    Retrain(setting, bank=Bank(tmp_path / "bank"))(W)
+    document = tmp_path / "bank" / "zarr.json"
+    whole = document.read_bytes()
+    document.write_bytes(whole[:20])
+    with pytest.raises(DamagedError, match="zarr.json, which says to what setting 2 segments belong, is damaged"):
+        Retrain(setting, bank=Bank(tmp_path / "bank"))
+    document.unlink()
+    with pytest.raises(DamagedError, match="is missing. Copy it there again"):
+        Retrain(setting, bank=Bank(tmp_path / "bank"))
+
+
+def test_models_are_known_by_what_they_compute_and_train(tmp_path):
+    class Bent(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).tanh()
+
+    class Kinked(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    Kinked.__qualname__ = Bent.__qualname__ = Kinked.__name__ = Bent.__name__ = "Layer"
+    setting = logistic()
+    Retrain(replace(setting, model=lambda: Bent(2, 3).double()), bank=Bank(tmp_path / "bank"))
+    with pytest.raises(ValueError, match="Model: the bank has"):
+        Retrain(replace(setting, model=lambda: Kinked(2, 3).double()), bank=Bank(tmp_path / "bank"))
+
+
 def test_an_interrupted_segment_does_not_count(tmp_path):
     setting, runs = counted()
     f = Retrain(setting, bank=Bank(tmp_path / "bank"))
