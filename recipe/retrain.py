@@ -5,6 +5,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -171,11 +172,19 @@ class Retrain(OutputFunction):
             yield keys, trained
 
     def _keep(self, names: list[str], trained: Trained, shard: Shard) -> None:
-        """Put runs into the bank; where it keeps no parameters, not those that it has the outputs of."""
+        """Put into the bank what it has not: no run twice, where it keeps no parameters, and no outputs twice."""
         if self.bank is None:
             return
-        if self.bank.parameters or len(self.bank.outputs(self.setting, names)) < len(names):
+        if self.bank.parameters:
             self.bank.add(self.setting, names, trained.outputs, shard, trained)
+            return
+        there, measured = self.bank.known(names), self.bank.outputs(self.setting, names)
+        if new := [i for i, name in enumerate(names) if name not in there]:
+            runs = Shard(shard.weights[new], tuple(shard.seeds[i] for i in new), shard.added)
+            outputs = trained.outputs[new]
+            self.bank.add(self.setting, [names[i] for i in new], outputs, runs, replace(trained, outputs=outputs))
+        if old := [i for i, name in enumerate(names) if name in there and name not in measured]:
+            self.bank.add(self.setting, [names[i] for i in old], trained.outputs[old])
 
     def _remembered(self, keys: Sequence[str], names: Mapping[str, str]) -> dict[str, Parameters]:
         """Parameters of those runs that are still in memory, or in the bank."""

@@ -81,6 +81,10 @@ class Bank:
         found = self._find(keys, f"outputs/{measure_key(setting)}")
         return {key: torch.from_numpy(values.copy()).to(setting.device) for key, values in found.items()}
 
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Those runs that are there, whatever was measured."""
+        return set(self._index.places(keys, "seed"))
+
     def trained(self, setting: Setting, keys: Sequence[str]) -> dict[str, Parameters]:
         """The parameters of those runs that are there with them."""
         names = setting.initial(0)

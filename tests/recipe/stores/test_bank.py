@@ -241,9 +241,13 @@ def test_functions_share_the_bank(tmp_path):
 
 def test_a_bank_without_parameters_holds_no_run_twice(tmp_path):
     setting, runs = counted()
-    bank = Bank(tmp_path / "bank")
-    Retrain(setting, bank=bank)(W)
-    Retrain(setting, bank=bank).parameters(W[0])  # trains again, since parameters are not kept
-    assert len(runs) == 6
+    f = Retrain(setting, bank=Bank(tmp_path / "bank"))
+    f(W)
+    again = Retrain(setting, seeds=(0, 1), bank=Bank(tmp_path / "bank"))
+    again.parameters(W[0])  # trains both, since parameters are not kept
+    Retrain(setting, bank=Bank(tmp_path / "bank")).on(output=Loss())(W)  # trains all, for other outputs
     group = zarr.open_group(tmp_path / "bank", mode="r")
-    assert sum(s["seed"].shape[0] for _, s in group["segments"].groups() if "seed" in s) == 5
+    assert sum(s["seed"].shape[0] for _, s in group["segments"].groups() if "seed" in s) == 6
+    trained = len(runs)
+    Retrain(setting, bank=Bank(tmp_path / "bank")).on(output=Loss())(W), again(W[:1])
+    assert len(runs) == trained
