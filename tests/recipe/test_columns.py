@@ -91,16 +91,16 @@ def test_blocks_that_are_padded_apart_are_collated_at_once(monkeypatch):
 
 
 MEASURED = """
-import resource, torch
+import torch
 from recipe import batch as batches
+def held(): return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 class Large(torch.utils.data.Dataset):
     def __len__(self): return 20_000
     def __getitem__(self, i): return torch.full((4_000,), float(i)), i % 2
 batches.materialise([(torch.zeros(1), 0)])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = held()
 x, y = batches.materialise(Large())
-held = int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
-print(x[-1, 0].item(), x.nbytes // 1024, held)
+print(x[-1, 0].item(), x.nbytes // 1024, held() - before)
 """
 
 
@@ -109,4 +109,4 @@ def test_large_data_do_not_live_in_memory():
     out = subprocess.run([sys.executable, "-c", MEASURED], check=True, capture_output=True, text=True).stdout.split()
     assert float(out[0]) == 19_999
     assert int(out[1]) == 312_500
-    assert int(out[2]) < 400_000  # the libraries alone
+    assert int(out[2]) < 100_000  # a block of examples on the way, and what allocating leaves
