@@ -21,6 +21,7 @@ from torch import Tensor
 
 from recipe.datamodel import OutputFunction
 from recipe.findings import Card, Curves, Examples, Finding, Grid, Strip, Term
+from recipe.findings.words import counted
 from recipe.retrain import Retrain
 
 REMOVED = Term("points removed", "How many training points were left out, the most helpful of each prediction first.")
@@ -117,8 +118,9 @@ class Brittleness:
             for k, b in curves.items()
         ]
         middle = f"half of them by {self.median:.0f} or fewer" if self.median < float("inf") else "less than half"
-        how = f"by retraining with {_seeds(self.seeds)}" if self.seeds else "as a datamodel predicts, not by retraining"
-        again = f" With {_seeds(self.fresh)} that the search had not seen, {self.confirmed} of the {within} still flip."
+        seeds, fresh = counted(self.seeds, "seed"), counted(self.fresh, "seed")
+        how = f"by retraining with {seeds}" if self.seeds else "as a datamodel predicts, not by retraining"
+        again = f" With {fresh} that the search had not seen, {self.confirmed} of the {within} still flip."
         return Finding(
             "Predictions that rest on few points",
             "How many training points have to go until the retrained model says something else?",
@@ -139,7 +141,7 @@ class Brittleness:
 
     def _said(self, i: int) -> str:
         size = self.flips[i].size
-        return f"> {self.limit} points" if size is None else f"{size} point{'s' * (size != 1)}"
+        return f"> {self.limit} points" if size is None else counted(size, "point")
 
 
 def brittleness(
@@ -237,10 +239,6 @@ class _Search:
 
 def _others(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(range(max(seeds) + 1, max(seeds) + 1 + len(seeds)))
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _check_sizes(sizes: Sequence[int], longest: int) -> None:

@@ -31,6 +31,7 @@ from recipe.setting import Setting
 
 FEWEST = 3  # seeds for a p-value
 CONTROLS = 3  # random removals
+P_VALUE = "Of 'nothing changes': a paired t-test over seeds, two-sided."
 ROUNDING = 1e-6  # of an output: seeds that differ by less do not differ
 
 
@@ -175,7 +176,7 @@ class Trial:
                 _figure(self.predicted_change),
             ),
             (
-                Term("p-value", "Of 'nothing changes': a paired t-test over seeds, two-sided."),
+                Term("p-value", P_VALUE),
                 "none" if self.p is None else f"{self.p:.2g}",
             ),
         ]
@@ -202,7 +203,7 @@ class Trial:
             parts,
             self.notes,
             [Term("±", "The standard error over seeds.")] * (self.before.runs > 1)
-            + [Term("p", "Of 'nothing changes': a paired t-test over seeds, two-sided.")] * (self.p is not None),
+            + [Term("p", P_VALUE)] * (self.p is not None),
             frame=self.to_pandas,
         )
 

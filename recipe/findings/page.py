@@ -2,9 +2,8 @@
 
 A picture that is shown often is stored once. So are long texts and wide rows within exhibits: where they stand there is
 their beginning, and a button that opens the whole, which lies once at the end of the page, and the names of a table's
-columns once in its style. Characters that would change
-how the text around them is shown, such as right-to-left overrides, are written out: what the data say is read, not
-obeyed.
+columns once in its style. Characters that would change how the text around them is shown, such as right-to-left
+overrides, are written out: what the data say is read, not obeyed.
 """
 
 import base64

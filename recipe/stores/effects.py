@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -90,8 +90,8 @@ class Stored:
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`: that of the estimator, of whose effects memory holds a part."""
-        whole, effects = cost_of(self.estimator, setting), 8.0 * setting.m * setting.n
-        return whole.holding(min(0.0, HELD_BYTES - effects))
+        whole, effects = cost_of(self.estimator, setting), setting.m * setting.n * setting.dtype.itemsize
+        return replace(whole, bytes=max(0.0, whole.bytes - max(0, effects - HELD_BYTES)))
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> OutputFunction:
@@ -144,10 +144,9 @@ class Stored:
                 stored: Any = sink.collect(
                     lambda part: torch.from_numpy(rows[:, part].copy()), parts, [p.stop - p.start for p in parts]
                 )
-        worth = None if first.effect is None else first.effect if len(groups) == 1 else effect
-        on = first.on
+        worth = first.effect if first.effect is None or len(groups) == 1 else effect
         return LinearDatamodel(
-            torch.cat(outputs), stored, worth, at=everything, output_shape=setting.output_shape, on=on
+            torch.cat(outputs), stored, worth, at=everything, output_shape=setting.output_shape, on=first.on
         )
 
 
