@@ -31,7 +31,7 @@ from recipe.executors import ALONE, completed, dumps, loads
 if TYPE_CHECKING:
     from recipe.stores.bank import Bank
 
-WINDOW = 32  # parts that are out at once: their answers are held until their turn comes
+WINDOW = 32  # parts that may be ahead of the one whose turn it is: their answers are held
 KEPT = 2  # functions that a worker remembers: each may hold the data
 
 
@@ -81,8 +81,9 @@ def current() -> Engine:
 class Spread:
     """A function of a part of the data, evaluated part by part here or by the engine's workers.
 
-    The function lies in a file while this object lives, which a worker reads once; one that cannot (of another machine)
-    is sent it. Answers are tensors without a graph.
+    The function lies in a file while this object lives, in the folder that `RECIPE_CACHE` names or where temporary files
+    lie, which a worker reads once; one that cannot (of another machine, which does not share the folder) is sent it.
+    Tensors come without a graph.
 
     Args:
         function: of the arguments of a part.
@@ -101,30 +102,34 @@ class Spread:
         executor = current().executor
         if executor is None or len(parts) < 2:
             return (self._function(*part, *shared) for part in parts)
-        return self._elsewhere(executor, parts, shared)
+        names = [f"computing {self._what}, part {i + 1} of {len(parts)}" for i in range(len(parts))]
+        return _in_order(self.as_completed(executor, [(*part, *shared) for part in parts], names, WINDOW))
 
-    def _elsewhere(self, executor: Executor, parts: Sequence[tuple[Any, ...]], shared: Any) -> Iterator[Any]:
-        for start in range(0, len(parts), WINDOW):
-            window = range(start, min(len(parts), start + WINDOW))
-            tasks = {i: dumps((parts[i], shared, torch.is_grad_enabled()), "A part") for i in window}
-            names = {i: f"computing {self._what}, part {i + 1} of {len(parts)}" for i in window}
-            answers = self._answers(executor, tasks, names, None)
-            if unread := {i: task for i, task in tasks.items() if answers[i] is None}:
-                with open(self._path, "rb") as file:
-                    answers |= self._answers(executor, unread, names, file.read())
-            yield from (loads(answers.pop(i)) for i in window)
+    def as_completed(
+        self, executor: Executor, parts: Sequence[tuple[Any, ...]], names: Sequence[str], ahead: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """`(i, function(*parts[i]))` by the executor's workers, as answers come; see `recipe.executors.completed`."""
+        grad, unread = torch.is_grad_enabled(), set[int]()
 
-    def _answers(
-        self, executor: Executor, tasks: dict[int, bytes], names: dict[int, str], function: bytes | None
-    ) -> dict[int, Any]:
-        calls, numbers = [(self._key, self._path, task, function) for task in tasks.values()], list(tasks)
-        done = completed(executor, _evaluate, calls, [names[i] for i in numbers])
-        return {numbers[place]: answer for place, answer in done}
+        def task(i: int) -> tuple[Any, ...]:
+            return self._key, self._path, dumps((parts[i], grad), "A part"), self._read() if i in unread else None
+
+        def again(i: int, answer: bytes | None) -> bool:
+            if answer is None:
+                unread.add(i)
+            return answer is None
+
+        for i, answer in completed(executor, _evaluate, task, names, again, ahead):
+            yield i, loads(answer)
+
+    def _read(self) -> bytes:
+        with open(self._path, "rb") as file:
+            return file.read()
 
     @functools.cached_property
     def _path(self) -> str:
         function = dumps(self._function, f"What is needed for {self._what}")
-        handle, path = tempfile.mkstemp(prefix="recipe-")
+        handle, path = tempfile.mkstemp(prefix="recipe-", dir=os.environ.get("RECIPE_CACHE"))
         weakref.finalize(self, _unlink, path, os.getpid())
         with os.fdopen(handle, "wb") as file:
             file.write(function)
@@ -133,6 +138,16 @@ class Spread:
     @functools.cached_property
     def _key(self) -> str:
         return uuid.uuid4().hex
+
+
+def _in_order(answers: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    early: dict[int, Any] = {}
+    turn = 0
+    for i, answer in answers:
+        early[i] = answer
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
 
 
 # ---- in a worker -----------------------------------------------------------------------------------------------------
@@ -152,9 +167,9 @@ def _evaluate(key: str, path: str, arguments: bytes, function: bytes | None) -> 
             while len(_FUNCTIONS) >= KEPT:
                 _FUNCTIONS.pop(next(iter(_FUNCTIONS)))
             _FUNCTIONS[key] = loads(function)
-        part, shared, grad = loads(arguments)
+        part, grad = loads(arguments)
         with torch.set_grad_enabled(grad):
-            answer = _FUNCTIONS[key](*part, *shared)
+            answer = _FUNCTIONS[key](*part)
         return dumps(answer.detach() if isinstance(answer, Tensor) else answer, "An answer")
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 ALONE = threading.Lock()  # torch has one generator and a model's hooks are its own: a process does one part at a time
+OUT = 32  # tasks that are out at once where an executor does not tell how many workers it has
 DEATHS = 3  # of workers that run a task alone, before the task is to blame
 
 
@@ -80,27 +81,41 @@ class Processes(Executor):
 
 
 def completed(
-    executor: Executor, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], names: Sequence[str]
+    executor: Executor,
+    function: Callable[..., Any],
+    task: Callable[[int], tuple[Any, ...]],
+    names: Sequence[str],
+    again: Callable[[int, Any], bool] = lambda i, result: False,
+    ahead: int | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """`(i, function(*tasks[i]))` as results come.
+    """`(i, function(*task(i)))` for every name, as results come.
 
-    A task whose worker died is tried again where the executor replaces workers: alone, so that a task that kills its
-    workers is found out.
+    Tasks are made when their turn comes, and twice as many are out at once as there are workers. One whose worker died
+    is tried again where the executor replaces workers: alone, so that a task that kills its workers is found out.
+
+    Args:
+        executor: whose workers call the function.
+        function: what they call.
+        task: the arguments for number i.
+        names: what each task does, for errors.
+        again: whether to ask once more, given the number and the result.
+        ahead: start no task that is further ahead of the first unfinished one; default: any.
 
     Raises:
         WorkerDiedError: workers died over a task again and again, or the executor does not replace them.
         Exception: what a task raised, with a note that names the task.
     """
-    waiting, suspects = deque(range(len(tasks))), deque[int]()
-    deaths = [0] * len(tasks)
+    waiting, suspects = deque(range(len(names))), deque[int]()
+    deaths = [0] * len(names)
     flying: dict[Future[Any], int] = {}
-    most = executor.workers + 1 if isinstance(executor, Processes) else len(tasks)
     try:
         while waiting or suspects or flying:
-            while len(flying) < (1 if suspects else most) and (suspects or waiting):
+            most = 1 if suspects else _room(executor)
+            first = min([*flying.values(), *suspects, *list(waiting)[:1]])
+            while len(flying) < most and (suspects or (waiting and (ahead is None or waiting[0] < first + ahead))):
                 i = (suspects or waiting).popleft()
                 try:
-                    flying[executor.submit(_in_worker, function, *tasks[i])] = i
+                    flying[executor.submit(_in_worker, function, *task(i))] = i
                 except BrokenExecutor as error:
                     _check_replaced(executor, names[i], deaths[i], error)
                     raise
@@ -118,10 +133,22 @@ def completed(
                 except Exception as error:
                     error.add_note(f"while {names[i]}")
                     raise
-                yield i, result
+                if again(i, result):
+                    waiting.appendleft(i)
+                else:
+                    yield i, result
     finally:
         for future in flying:
             future.cancel()
+
+
+def _room(executor: Executor) -> int:
+    """How many tasks are out at once: more than there are workers, so that none waits for the next."""
+    if isinstance(executor, Processes):
+        return executor.workers + 1  # few are to be tried again where one dies
+    client = getattr(executor, "_client", None)  # Dask's, whose workers come and go
+    workers = getattr(executor, "_max_workers", 0) if client is None else sum(client.nthreads().values())
+    return 2 * workers or OUT
 
 
 def _in_worker(function: Callable[..., Any], *arguments: Any) -> Any:

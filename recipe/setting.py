@@ -5,10 +5,10 @@ what is measured. It is immutable; nothing in the recipe changes the model you p
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -100,6 +100,7 @@ class Setting:
     collate: Callable[[list[Any]], Any] = default_collate
     checkpoints: tuple[Checkpoint, ...] = field(default=(), repr=False)
     device: str | torch.device = "cpu"
+    _sent_with: ClassVar[str | None] = None  # in another process: what the universe must hold there, see `__getstate__`
 
     def __post_init__(self) -> None:
         if self.output == Loss():
@@ -109,8 +110,18 @@ class Setting:
     # ---- data ----------------------------------------------------------------------------------------------------
     @cached_property
     def pool(self) -> Batch:
-        """All n examples of the universe as tensors on the device."""
-        return self._read(self.universe, "universe")
+        """All n examples of the universe as tensors on the device.
+
+        Raises:
+            ValueError: this setting came from another process, which read other data.
+        """
+        pool = self._read(self.universe, "universe")
+        if self._sent_with is not None and _contents(batches.example_hashes(pool)) != self._sent_with:
+            raise ValueError(
+                f"The universe changed under the running job: here {batches.size(pool)} examples are read that are not "
+                "those that the job began with. Restore the data, or start a new job on the new ones."
+            )
+        return pool
 
     @cached_property
     def probe(self) -> Batch:
@@ -130,7 +141,7 @@ class Setting:
     @property
     def contents(self) -> str:
         """What identifies the universe by its examples and their order."""
-        return batches.content_hash((torch.from_numpy(self.examples),))
+        return _contents(self.examples)
 
     @cached_property
     def output_shape(self) -> tuple[int, ...]:
@@ -144,7 +155,8 @@ class Setting:
 
     def on(self, targets: Any = None, output: Measure | None = None) -> "Setting":
         """The same training with other targets or another output; None keeps today's."""
-        other = copy.copy(self)  # shares what is read and built already
+        other = object.__new__(Setting)
+        other.__dict__.update(self.__dict__)  # what is read and built already is shared
         for measured in ("probe", "output_shape", "_prediction", "_one_output"):
             other.__dict__.pop(measured, None)
         object.__setattr__(other, "targets", self.probe if targets is None else targets)
@@ -242,6 +254,12 @@ class Setting:
         return added
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: all but the data that it reads itself, and what it must find there."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("pool", "examples")}
+        by_value = isinstance(self.universe, (tuple, list, Mapping))
+        return state if by_value else {**state, "_sent_with": self.contents}
+
     def _read(self, data: Any, what: str) -> Batch:
         return batches.apply(lambda t: t.to(self.device), batches.materialise(data, self.collate, what))
 
@@ -312,6 +330,10 @@ class Setting:
                 "An output must return one value, or one row, for every example; for a batch of one it returned the "
                 f"shape {tuple(self._one_output.shape)}."
             )
+
+
+def _contents(examples: np.ndarray) -> str:
+    return batches.content_hash((torch.from_numpy(examples),))
 
 
 def check_values(weights: Tensor) -> None:

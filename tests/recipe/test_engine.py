@@ -1,7 +1,9 @@
 """Heavy work by other processes: the same numbers for sums, features and effects, models and runs in one bank."""
 
 import importlib
-from concurrent.futures import Executor
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from estimators.influence import Influence
 from estimators.logra import LoGra
 from estimators.tracin import GradDot
 from estimators.trak import TRAK
-from recipe import CG, Bank, Processes, Retrain, Stored, calculus, engine, random_subsets
+from recipe import CG, Bank, Processes, Retrain, Stored, calculus, engine, executors, random_subsets
+from recipe import batch as batches
 from recipe.engine import Spread
 from recipe.executors import dumps, loads
 from recipe.stores import effects
@@ -51,7 +54,7 @@ class Counted(Executor):
     ("estimator", "maps"),
     [
         (EKFAC(), {"the curvature's factors", "effects"}),
-        (Influence(inverse=CG()), {"products with the curvature", "effects"}),
+        (Influence(inverse=CG(tolerance=1e-13)), {"products with the curvature", "effects"}),  # not where it stops by chance
         (TRAK(dimension=6), {"features of gradients"}),
         (LoGra(rank=2), {"effects"}),
         (GradDot(), {"effects"}),
@@ -65,9 +68,9 @@ def test_workers_give_the_same_effects(estimator, maps, processes, monkeypatch):
     module = importlib.import_module("recipe.engine")
     completed = module.completed
 
-    def noted(executor, function, tasks, called):
+    def noted(executor, function, task, called, *rest):
         names.update(name.removeprefix("computing ").split(", part")[0] for name in called)
-        return completed(executor, function, tasks, called)
+        return completed(executor, function, task, called, *rest)
 
     monkeypatch.setattr(module, "completed", noted)
     with engine(there):
@@ -145,3 +148,68 @@ def test_a_worker_that_cannot_read_the_file_is_sent_the_function(processes):
     with engine(there):
         assert list(Spread(lambda i: torch.tensor(i), "numbers")([(1,), (2,)])) == [1, 2]
     assert any(call[-1] is not None for call in there.asked)
+
+
+def test_workers_elsewhere_are_sent_the_function_once_each(processes):
+    there = OtherMachine(processes)
+    with engine(there):
+        squares = list(Spread(lambda i: torch.tensor(i) ** 2, "squares")([(i,) for i in range(100)]))
+    assert squares == [i**2 for i in range(100)]
+    assert sum(call[-1] is not None for call in there.asked) <= executors.OUT
+
+
+def test_parts_are_made_when_their_turn_comes():
+    made, names = [], [f"part {i}" for i in range(50)]
+
+    def task(i):
+        made.append(i)
+        return (i,)
+
+    with ThreadPoolExecutor(2) as executor:
+        answers = executors.completed(executor, lambda i: -i, task, names)
+        first = next(answers)
+        assert len(made) == 4  # twice as many as there are workers
+        assert sorted([first, *answers]) == [(i, -i) for i in range(50)]
+
+
+def test_answers_wait_for_their_turn_but_not_without_end():
+    release, started = threading.Event(), []
+
+    def work(i):
+        started.append(i)
+        if i == 0:
+            release.wait(10)
+        return i
+
+    with ThreadPoolExecutor(2) as executor:
+        answers = executors.completed(executor, work, lambda i: (i,), ["part"] * 40, ahead=5)
+        first = [next(answers)[0] for _ in range(4)]
+        release.set()
+        rest = [i for i, _ in answers]
+    assert sorted(first) == [1, 2, 3, 4]
+    assert sorted(first + rest) == list(range(40))
+
+
+class Growing(torch.utils.data.Dataset):
+    """Examples that lie in a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __len__(self):
+        return len(torch.load(self.path)[1])
+
+    def __getitem__(self, i):
+        return tuple(t[i] for t in torch.load(self.path))
+
+
+def test_data_that_changed_under_any_job_are_noticed(processes, tmp_path):
+    data = small_mlp().pool
+    torch.save(data, tmp_path / "data.pt")
+    setting = replace(small_mlp(), universe=Growing(tmp_path / "data.pt"))
+    spread = Spread(lambda i, setting: setting.pool[1][i], "labels")
+    with engine(processes):
+        assert torch.stack(list(spread([(0,), (1,)], setting))).tolist() == data[1][:2].tolist()
+        torch.save(batches.take(data, slice(1, None)), tmp_path / "data.pt")
+        with pytest.raises(ValueError, match="The universe changed under the running job: here 39 examples"):
+            list(spread([(0,), (1,)], setting))

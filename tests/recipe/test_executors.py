@@ -152,7 +152,7 @@ def test_data_that_changed_under_a_job_are_noticed(processes, tmp_path):
     torch.testing.assert_close(f(W[:2]), Retrain(small_mlp())(W[:2]))
     torch.save(batches.take(universe, slice(1, None)), tmp_path / "data.pt")
     other = Retrain(f.setting.on(batches.take(small_mlp().probe, slice(0, 2))), executor=processes)
-    with pytest.raises(ValueError, match="The universe changed under the running job: a worker reads 39 examples"):
+    with pytest.raises(ValueError, match="The universe changed under the running job: here 39 examples"):
         other(W[2:4])
 
 
