@@ -9,12 +9,15 @@ extended still finds its runs. (With minibatches the order of the data set decid
 shuffling, the run found is the one of the order it was first trained in, another draw of the same distribution. With
 `replay=True`, where the whole universe decides the batches, the order counts.)
 
-A function is known by its name, its compiled code and what it encloses; code is compiled differently by another version
-of Python. `Custom` is known by its name and objective.
+A function is known by its name, its compiled code and what it encloses, and, where it is the user's own, by the
+functions, classes and constants of the same package that it names, and theirs in turn. Installed packages, and this
+one, are taken as they are. Code is compiled differently by another version of Python. `Custom` is known by its name and
+objective.
 """
 
 import functools
 import hashlib
+import pickle
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -29,6 +32,8 @@ from recipe.batch import DIGEST, Batch
 from recipe.setting import Setting
 
 DEPTH = 8  # of objects within objects; a cycle ends there
+PLAIN = (bool, int, float, complex, str, bytes, torch.dtype)
+TAKEN = {"recipe", "estimators", "applications"}  # packages whose functions stand for themselves
 
 
 def fingerprint(setting: Setting) -> dict[str, str]:
@@ -101,13 +106,13 @@ def identity(value: Any, depth: int = DEPTH) -> str:
     if is_dataclass(value):
         # As in the value's own equality: what does not take part in it does not distinguish two settings either.
         parts = ", ".join(f"{f.name}={inner(getattr(value, f.name))}" for f in fields(value) if f.compare)
-        return f"{type(value).__name__}({parts})"
+        return f"{type(value).__name__}({parts}){_behaviour(type(value))}"
     if isinstance(value, functools.partial):
         return f"partial({inner(value.func)}, {inner(value.args)}, {inner(value.keywords)})"
     if isinstance(value, types.FunctionType):
         enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
         rest = inner((enclosed, value.__defaults__, value.__kwdefaults__)) if enclosed or value.__defaults__ else ""
-        return f"{_name(value)} {content_key(_code(value.__code__))}{rest}"
+        return f"{_name(value)} {content_key(*_codes(value))}{rest}"
     if isinstance(value, types.MethodType):
         return f"{inner(value.__self__)}.{value.__name__}"
     if isinstance(value, types.BuiltinFunctionType):
@@ -117,14 +122,75 @@ def identity(value: Any, depth: int = DEPTH) -> str:
     if isinstance(value, (tuple, list, set, frozenset)):
         each = [inner(v) for v in value]
         return f"[{', '.join(sorted(each) if isinstance(value, (set, frozenset)) else each)}]"
-    return f"{_name(type(value))}{inner(getattr(value, '__dict__', {}))}"
+    return f"{_name(type(value))}{_behaviour(type(value))}{inner(_state(value))}"
+
+
+def _behaviour(kind: type) -> str:
+    """What the methods of a class do, where it is the user's own."""
+    own = any(isinstance(method, types.FunctionType) for method in vars(kind).values())
+    return f" {content_key(*_codes(kind))}" if own and _package(kind) not in TAKEN else ""
+
+
+def _state(value: Any) -> Any:
+    """What distinguishes an object from others of its type: its attributes, or what would make it again."""
+    if hasattr(value, "__dict__"):
+        return vars(value)
+    try:
+        return value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)[1:3]  # `operator.itemgetter(1)`, say, or one with slots
+    except (TypeError, AttributeError, IndexError):
+        return {}
 
 
 def _forwards(model: nn.Module) -> list[bytes]:
     """The code of the modules that are not torch's own: what they are made of does not say what they compute."""
     kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
-    codes = {_name(kind): getattr(kind.forward, "__code__", None) for kind in kinds}
-    return [_code(code) for _, code in sorted(codes.items()) if code is not None]
+    forwards = {_name(kind): kind.forward for kind in kinds if isinstance(kind.forward, types.FunctionType)}
+    return [code for _, forward in sorted(forwards.items()) for code in _codes(forward)]
+
+
+def _codes(value: types.FunctionType | type) -> list[bytes]:
+    """The code of a function, or of a class' methods, and of what of the same package it uses, by name."""
+    found: dict[str, bytes] = {}
+    package = _package(value)
+
+    def visit(value: types.FunctionType | type) -> None:
+        if _name(value) in found:
+            return
+        if isinstance(value, type):
+            found[_name(value)] = b"class"
+            for method in vars(value).values():
+                if isinstance(method, types.FunctionType):
+                    visit(method)
+            return
+        found[_name(value)] = _code(value.__code__)
+        if package in TAKEN or "-packages" in value.__code__.co_filename:  # site-packages, dist-packages
+            return
+        places = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
+        for name, used in places.items():
+            if isinstance(used, (types.FunctionType, type)):
+                if _package(used) == package:
+                    visit(used)
+            elif _is_constant(used):
+                found[f"{value.__module__}.{name}"] = identity(used).encode()
+
+    visit(value)
+    return [code for _, code in sorted(found.items())]
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, (tuple, frozenset)):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, (*PLAIN, Tensor, np.ndarray))
+
+
+def _package(value: Any) -> str:
+    return (value.__module__ or "").partition(".")[0]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The global names in a function's code, those of the functions within it too."""
+    within = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return set(code.co_names).union(*within)
 
 
 def content_key(*parts: bytes) -> str:
@@ -141,5 +207,12 @@ def _name(value: Any) -> str:
 
 
 def _code(code: types.CodeType) -> bytes:
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c).encode() for c in code.co_consts]
+    constants = [_code(c) if isinstance(c, types.CodeType) else _constant(c).encode() for c in code.co_consts]
     return b" ".join([code.co_code, *constants, *(name.encode() for name in code.co_names)])
+
+
+def _constant(value: Any) -> str:
+    """Its text, the same in every process: a set has no order of its own."""
+    if isinstance(value, frozenset):
+        return f"{{{', '.join(sorted(map(_constant, value)))}}}"
+    return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else repr(value)
