@@ -65,15 +65,11 @@ class Bank:
     def admit(self, setting: Setting) -> None:
         """Make the bank for this setting, or see that it belongs to it. Raises as the class says."""
         mine = fingerprint(setting)
-        head = self._store.head()
-        if head is None:
-            self._store.found({"fingerprint": mine})
-        elif differences := [_difference(part, head["fingerprint"].get(part), mine[part]) for part in mine]:
-            named = [line for line in differences if line]
-            if named:
-                raise ValueError(
-                    f"The bank {self.path} belongs to another setting. " + " ".join(named) + " Use another bank."
-                )
+        theirs = (self._store.head() or self._store.found({"fingerprint": mine}))["fingerprint"]
+        if named := [line for part in mine if (line := _difference(part, theirs.get(part), mine[part]))]:
+            raise ValueError(
+                f"The bank {self.path} belongs to another setting. " + " ".join(named) + " Use another bank."
+            )
         self._admit_universe(setting)
 
     def outputs(self, setting: Setting, keys: Sequence[str]) -> dict[str, Tensor]:

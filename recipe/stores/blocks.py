@@ -20,9 +20,9 @@ import torch
 import zarr
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
-from zarr.errors import ContainsArrayError
+from zarr.storage import MemoryStore
 
-from recipe.stores.segments import FORMAT, DamagedError
+from recipe.stores.segments import DOCUMENT, FORMAT, DamagedError, put
 
 TYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "uint16"}  # zarr has no bfloat16
 CHECKSUM = 4  # bytes, at the end of a block
@@ -109,7 +109,7 @@ class Blocks:
         """The store there, if there is one. Raises `ValueError` for something else, or a newer format."""
         fs, root = fsspec.url_to_fs(path)
         try:
-            document = json.loads(fs.cat_file(f"{root}/zarr.json"))
+            document = json.loads(fs.cat_file(f"{root}/{DOCUMENT}"))
         except (FileNotFoundError, NotADirectoryError):
             if fs.exists(root) and any(not p.rstrip("/").endswith((".part", "/c")) for p in fs.ls(root, detail=False)):
                 raise ValueError(f"{path} holds something else than effects; choose another address.") from None
@@ -124,7 +124,7 @@ class Blocks:
             )
         if head.get("kind") != "effects":
             raise ValueError(f"{path} holds something else than effects; choose another address.")
-        return cls(path, zarr.open_array(path, mode="r+"))
+        return cls(path, zarr.open_array(path, mode="r"))
 
     @classmethod
     def opened(cls, path: str) -> "Blocks":
@@ -138,7 +138,7 @@ class Blocks:
     def create(
         cls, path: str, shape: tuple[int, int], width: int, dtype: torch.dtype, described: dict[str, str]
     ) -> "Blocks":
-        """A new one. Two processes that do it at once write the same."""
+        """A new one, where no other process is faster; raises `ValueError` where that one fits something else."""
         head = {
             "kind": "effects",
             "format": FORMAT,
@@ -146,21 +146,20 @@ class Blocks:
             "fingerprint": described,
         }
         attributes: Any = {"recipe": head}
-        try:
-            array = zarr.create_array(
-                path,
-                shape=shape,
-                chunks=(shape[0], min(width, shape[1])),
-                dtype=TYPES[dtype],
-                compressors=[Crc32cCodec()],
-                attributes=attributes,
-                config={"write_empty_chunks": True},  # a block that is there was computed, also if it is all zeros
-            )
-        except ContainsArrayError:  # the other was faster
-            store = cls.opened(path)
-            store.check(described, dtype)
-            return store
-        return cls(path, array)
+        composed: dict[str, Any] = {}
+        zarr.create_array(
+            MemoryStore(composed),
+            shape=shape,
+            chunks=(shape[0], min(width, shape[1])),
+            dtype=TYPES[dtype],
+            compressors=[Crc32cCodec()],
+            attributes=attributes,
+        )
+        fs, root = fsspec.url_to_fs(path)
+        put(fs, f"{root}/{DOCUMENT}", composed[DOCUMENT].to_bytes(), new=True)
+        store = cls.opened(path)
+        store.check(described, dtype)
+        return store
 
     @property
     def head(self) -> dict[str, Any]:
@@ -231,23 +230,30 @@ class Blocks:
                 whole = file.readinto(data) == len(data)
         except FileNotFoundError:
             whole = False
-        if not whole or google_crc32c.value(data[:size]).to_bytes(CHECKSUM, "little") != data[size:].tobytes():
+        if not whole or _checksum(data[:size]) != data[size:].tobytes():
             raise self._damaged([block])
         low, high = self.span(block)
         return torch.from_numpy(data[:size]).view(self.dtype).view(-1, self.width)[:, : high - low]
 
     def write(self, block: int, values: Tensor) -> None:
-        """One block, whole or not at all. Raises `OSError`, naming what is still there."""
+        """One block, whole or not at all, also where it is all zeros, which zarr would leave out.
+
+        Raises:
+            OSError: the disk is full, say; what is still there is named.
+            ValueError: a block of another shape.
+        """
         low, high = self.span(block)
         if values.shape != (self.shape[0], high - low):
             raise ValueError(
                 f"The effects at {self.path} come in blocks of {self.width} training points, this fit makes others. "
                 "Use another path."
             )
-        stored = values.detach().to(self.dtype).cpu()
-        stored = stored.view(torch.uint16) if self.dtype == torch.bfloat16 else stored
+        whole = torch.zeros(self.shape[0], self.width, dtype=self.dtype)
+        whole[:, : high - low] = values.detach()
+        data = whole.view(torch.uint8).numpy().tobytes()
+        fs, root = fsspec.url_to_fs(self.path)
         try:
-            self._array[:, low:high] = stored.numpy()
+            put(fs, f"{root}/c/0/{block}", data + _checksum(data))
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -267,3 +273,7 @@ class Blocks:
         return DamagedError(
             f"{len(blocks)} of {self.count} blocks are damaged: {names}. `Stored(..., redo=True)` computes them again."
         )
+
+
+def _checksum(data: Any) -> bytes:
+    return google_crc32c.value(data).to_bytes(CHECKSUM, "little")

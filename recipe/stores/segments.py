@@ -13,6 +13,7 @@ Everything is plain zarr (format 3), which any zarr reader opens. Arrays are wri
 their one chunk is not compressed: it takes a tenth of the time, which counts with hundreds of segments.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -87,10 +88,12 @@ class Segments:
             raise ValueError(f"{self.address} is a store of kind {kind!r}, not a {self.kind}; choose another address.")
         return dict(head)
 
-    def found(self, head: Mapping[str, Any]) -> None:
-        """Make the store. Two processes that do it at once write the same."""
-        self._put("segments/" + DOCUMENT, _group({}))
-        self._put(DOCUMENT, _group({"recipe": {"kind": self.kind, "format": FORMAT, **head}}))
+    def found(self, head: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the store, where no other process is faster; what it belongs to then."""
+        put(self.fs, f"{self.root}/segments/{DOCUMENT}", _group({}))
+        document = _group({"recipe": {"kind": self.kind, "format": FORMAT, **head}})
+        put(self.fs, f"{self.root}/{DOCUMENT}", document, new=True)
+        return self.head() or {}
 
     # ---- segments ----------------------------------------------------------------------------------------------------
     def names(self) -> list[str]:
@@ -148,8 +151,8 @@ class Segments:
         name = _digest(document)
         try:
             for path, data in objects.items():
-                self._put(f"segments/{name}/{path}", data)
-            self._put(f"segments/{name}/{DOCUMENT}", document)
+                put(self.fs, f"{self.root}/segments/{name}/{path}", data)
+            put(self.fs, f"{self.root}/segments/{name}/{DOCUMENT}", document)
         except OSError as error:
             self.remove(name)
             raise OSError(
@@ -188,20 +191,6 @@ class Segments:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _put(self, path: str, data: bytes) -> None:
-        """Whole or not at all: by renaming on a local disk, as object stores do by themselves."""
-        target = f"{self.root}/{path}"
-        if "file" not in self.fs.protocol:
-            self.fs.pipe_file(target, data)
-            return
-        part = Path(f"{target}.{uuid.uuid4().hex}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-
     def _checked(self, name: str, path: str, digests: Mapping[str, str]) -> bytes:
         data = self._get(f"segments/{name}/{path}")
         if data is None or _digest(data) != digests[path]:
@@ -225,6 +214,32 @@ class Segments:
         ]
         if others:
             raise ValueError(f"{self.address} holds something else than a {self.kind}; choose another address.")
+
+
+def put(fs: Any, target: str, data: bytes, new: bool = False) -> None:
+    """Write an object whole or not at all: by renaming on a local disk, as object stores do by themselves.
+
+    Args:
+        fs: of fsspec.
+        target: the path in it.
+        data: to write.
+        new: leave alone what is there already, also where another process writes it at this moment.
+    """
+    if "file" not in fs.protocol:
+        with contextlib.suppress(FileExistsError):
+            fs.pipe_file(target, data, mode="create" if new else "overwrite")
+        return
+    part = Path(f"{target}.{uuid.uuid4().hex}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.write_bytes(data)
+        if new:
+            with contextlib.suppress(FileExistsError):
+                os.link(part, target)
+        else:
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _composed(columns: Mapping[str, np.ndarray]) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import zarr
 
 from recipe import SGD, Bank, Custom, DamagedError, Logits, Loss, Newton, Objective, Retrain, Setting, random_subsets
 from recipe import batch as batches
+from recipe.stores.segments import Segments
 from tests.worlds import blobs, logistic, small_mlp
 
 
@@ -148,6 +149,22 @@ def test_a_custom_loop_is_known_by_its_name(tmp_path):
     assert torch.equal(Retrain(same, bank=Bank(tmp_path / "bank"))(W), outputs)
     with pytest.raises(ValueError, match="Algorithm: .*name='mine'.*name='yours'"):
         Retrain(replace(setting, algorithm=loop("yours")), bank=Bank(tmp_path / "bank"))
+
+
+@pytest.mark.parametrize("address", ["{tmp}/bank", "memory://founders/{tmp}"])
+def test_of_two_that_found_a_bank_at_once_the_second_is_told(tmp_path, monkeypatch, address):
+    path, setting, _ = address.format(tmp=tmp_path), *counted()
+    head = Segments.head
+
+    def late(store):  # another process founds it between our look and our own founding
+        monkeypatch.setattr(Segments, "head", head)
+        assert head(store) is None
+        Retrain(setting, bank=Bank(path))
+
+    monkeypatch.setattr(Segments, "head", late)
+    with pytest.raises(ValueError, match=r"belongs to another setting\. Algorithm: the bank has Counting"):
+        Retrain(small_mlp(), bank=Bank(path))
+    assert len(Retrain(setting, bank=Bank(path))(W)) == 5
 
 
 def test_a_newer_format_is_left_untouched(tmp_path):

@@ -129,6 +129,20 @@ def test_two_that_begin_at_once_share_the_store(tmp_path, monkeypatch):
     torch.testing.assert_close(stored.effects[:].double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_of_two_that_create_a_store_at_once_the_second_is_told(tmp_path, monkeypatch):
+    path, found = tmp_path / "effects", Blocks.found
+
+    def late(address):
+        monkeypatch.setattr(Blocks, "found", found)
+        Stored(GradDot(models=2), path).fit(small_mlp())
+        return None
+
+    monkeypatch.setattr(Blocks, "found", late)
+    sink = module._Sink(Stored(GradDot(), path), module._described(GradDot(), small_mlp(), None))
+    with pytest.raises(ValueError, match=r"belong to another fit\. Estimator: the store has GradDot\(models=2"):
+        sink.collect(lambda part: torch.zeros(6, len(part)), list(torch.arange(40).split(10)), [10] * 4)
+
+
 def test_effects_too_large_for_half_precision_are_named(tmp_path):
     setting = small_mlp(output=lambda z, batch: 1e9 * z[:, 0])
     with pytest.raises(ValueError, match=r"too large for torch.float16: above 65504"):
