@@ -22,7 +22,9 @@ def fit_differences(training: SubsetTraining, subsets: Tensor, seed: int) -> Sam
     def on(targets: Any, output: Measure | None) -> SampledDatamodel:
         return fit_differences(training.on(targets, output), subsets, seed)
 
-    return SampledDatamodel(training, differences(subsets, training(subsets, range(seed, seed + len(subsets)))), on)
+    outputs = training(subsets, range(seed, seed + len(subsets)))
+    mean, there = outputs.double().mean(0).to(outputs.dtype), subsets.double().mean(0)
+    return SampledDatamodel(training, mean, there, lambda some: differences(subsets, outputs[:, some]), on)
 
 
 def differences_cost(setting: Setting, subsets: int, share: float) -> Cost:

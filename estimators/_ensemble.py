@@ -43,7 +43,7 @@ def members(setting: Setting, models: int, seed: int, at: Arguments | None = Non
     seeds = range(seed, seed + models)
     if current() == HERE:
         return train_runs(setting, w.expand(models, -1), seeds, added)
-    stacked = Retrain(setting, seeds).parameters(w, added)
+    stacked = Retrain(setting, seeds, bank=current().models).parameters(w, added)
     return [{name: t[k] for name, t in stacked.items()} for k in range(models)]
 
 

@@ -13,12 +13,14 @@ arXiv:1204.3982.
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from recipe.cost import Cost, along, measured
+from recipe.datamodel import combinations, product, squared_norm
 from recipe.setting import Setting
 
 RIDGE_GRID = torch.logspace(-5, 3, 33, dtype=torch.float64)  # times the mean eigenvalue of the kernel
@@ -32,19 +34,22 @@ ITERATIONS = 5000  # of FISTA, at most
 Product = Callable[[Tensor], Tensor]
 
 
+Solver = Callable[[Tensor], Tensor]  # centred outputs (r, k) -> coefficients (n, k)
+
+
 class Penalty(Protocol):
     """How effects are kept small."""
 
-    def coefficients(self, X: Tensor, Y: Tensor, along: Tensor | None = None) -> Tensor:
-        """Small coefficients that explain the outputs.
+    def solver(self, X: Tensor, along: Any = None) -> Solver:
+        """What finds small coefficients that explain outputs.
 
         Args:
             X: `(r, n)` centred weights.
-            Y: `(r, m)` centred outputs.
-            along: `(k, n)` directions in which to expect larger coefficients, for penalties that have a use for them.
+            along: `(k, n)` directions in which to expect larger coefficients, for penalties that have a use for them: a
+                tensor, or effects on disk, which are read in blocks.
 
         Returns:
-            `(n, m)`.
+            A function of centred outputs `(r, m)`, of some or all at a time: each is explained by itself.
         """
 
 
@@ -64,7 +69,7 @@ class Ridge:
 
     Example:
         >>> X, Y = torch.tensor([[1.0], [-1.0]]), torch.tensor([[3.0], [-3.0]])
-        >>> Ridge(penalty=1.0).coefficients(X, Y).round(decimals=4)  # x.y / (x.x + 1)
+        >>> Ridge(penalty=1.0).solver(X)(Y).round(decimals=4)  # x.y / (x.x + 1)
         tensor([[2.]])
     """
 
@@ -74,16 +79,37 @@ class Ridge:
         if self.penalty is not None and not self.penalty >= 0:
             raise ValueError(f"The penalty of Ridge must be at least 0, or None to choose it; got {self.penalty}.")
 
-    def coefficients(self, X: Tensor, Y: Tensor, along: Tensor | None = None) -> Tensor:
-        """See `Penalty.coefficients`."""
-        if along is not None and along.any():
-            n = along.shape[1]
-            D = along * (n**0.5 / along.norm())
-            root = torch.cat([torch.eye(n).to(D), D.T], 1)  # (n, n + k), of 1 + D^T D
-            return root @ self.coefficients(X @ root, Y)
-        U, s = _left_singular(X)
+    def solver(self, X: Tensor, along: Any = None) -> Solver:
+        """See `Penalty.solver`."""
+        size = X.new_zeros(()) if along is None else squared_norm(along, X)
+        if not size:
+            return _Dual(self.penalty, X, X)
+        # With D = sqrt(n / |A|^2) A the answer is that of the weights Z = X [1, D^T], and B = [1, D^T] C.
+        share = X.shape[1] / size
+        P = product(along, X)  # (r, k)
+        return _Dual(self.penalty, X, torch.cat([X, P * share.sqrt()], 1), share * P, along)
+
+
+@dataclass(frozen=True, eq=False)
+class _Dual:
+    """Ridge on the weights `Z (r, q)` by one decomposition: `B = X^T V + A^T (P^T V)`, with `V` in place of `Z Z^T`."""
+
+    penalty: float | None
+    X: Tensor
+    Z: Tensor
+    P: Tensor | None = None
+    along: Any = None
+
+    def __call__(self, Y: Tensor) -> Tensor:
+        U, s = self._decomposed
         penalties = _least_leave_one_out(U, s, Y) if self.penalty is None else torch.full_like(Y[0], self.penalty)
-        return X.T @ (U @ ((U.T @ Y) / (s[:, None] + penalties)))
+        V = U @ ((U.T @ Y) / (s[:, None] + penalties))
+        B = self.X.T @ V
+        return B if self.P is None else B + combinations((self.P.T @ V).T, self.along).T
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor]:
+        return _left_singular(self.Z)
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,7 @@ class Lasso:
 
     Example:
         >>> X, Y = torch.tensor([[1.0], [-1.0]]), torch.tensor([[3.0], [-3.0]])
-        >>> Lasso(penalty=1.0).coefficients(X, Y)  # 3, moved towards 0 by 1
+        >>> Lasso(penalty=1.0).solver(X)(Y)  # 3, moved towards 0 by 1
         tensor([[2.]])
     """
 
@@ -116,8 +142,11 @@ class Lasso:
         if not self.tolerance > 0:
             raise ValueError(f"The tolerance of Lasso must be above 0; got {self.tolerance}.")
 
-    def coefficients(self, X: Tensor, Y: Tensor, along: Tensor | None = None) -> Tensor:
-        """See `Penalty.coefficients`."""
+    def solver(self, X: Tensor, along: Any = None) -> Solver:
+        """See `Penalty.solver`."""
+        return partial(self._coefficients, X)
+
+    def _coefficients(self, X: Tensor, Y: Tensor) -> Tensor:
         if self.penalty is None:
             wanted, start = self._least_held_out(X, Y)
             return next(self.path(X, Y, [wanted], start))
@@ -209,7 +238,7 @@ def regression_cost(penalty: Penalty, runs: int, setting: Setting) -> Cost:
     B = torch.randn(k, m, generator=generator, dtype=torch.float64) ** 3  # few points matter much, and half is noise
     Y = X @ B
     Y = Y + Y.std(0) * torch.randn(r, m, generator=generator, dtype=torch.float64)
-    found = along(lambda t: measured(lambda: penalty.coefficients(X, Y[:, :t] - Y[:, :t].mean(0))), m, *OUTPUTS)
+    found = along(lambda t: measured(lambda: penalty.solver(X)(Y[:, :t] - Y[:, :t].mean(0))), m, *OUTPUTS)
     return (shrink**2.5 * found).holding(8 * (runs + 4 * m) * n)
 
 

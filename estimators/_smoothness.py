@@ -80,10 +80,10 @@ class Probe:
     moves: Tensor
     trained: list[Parameters]
 
-    def compare(self, setting: Setting, effects: Tensor) -> Smoothness:
-        """The agreement with the effects `(m, n)` on the outputs of the setting; warns where it is low."""
+    def compare(self, setting: Setting, foreseen: Tensor) -> Smoothness:
+        """The agreement with foreseen changes `moves @ effects.T`, `(replays, m)`; warns where it is low."""
         before, *after = outputs_of(setting, self.trained)
-        actual, predicted = (_apart(t) for t in (torch.stack(after) - before, self.moves @ effects.T))  # (replays, m)
+        actual, predicted = (_apart(t) for t in (torch.stack(after) - before, foreseen))
         product, square = (actual * predicted).sum(), predicted.square().sum()
         agreement = float(2 * product / (square + actual.square().sum()))
         found = Smoothness(agreement, float(product / square), actual.numel())

@@ -181,7 +181,7 @@ class TangentDatamodel(LinearDatamodel):
             check_effects(self.effects)  # now, as a part of the fit
 
     @cached_property
-    def effects(self) -> Tensor:  # type: ignore[override]
+    def effects(self) -> Tensor:
         """The effects `(m, n)`."""
         return collected(self.effect, self._parts)
 

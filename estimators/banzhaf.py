@@ -23,7 +23,6 @@ Theory", 1992. Deviations: outputs in place of a utility; every run has a seed o
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -59,7 +58,6 @@ class Banzhaf:
 
     subsets: int
     seed: int = 0
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.subsets < 2:

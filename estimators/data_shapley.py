@@ -24,9 +24,9 @@ The gain of one point among hundreds is mostly noise of training, so expect to n
 regression says more about sets.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from torch import Tensor
 from estimators._sampled import Estimate, SampledDatamodel
 from estimators._subset_training import STREAM, SubsetTraining
 from estimators.exact_shapley import Game
+from recipe.columns import room
 from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
@@ -73,7 +74,6 @@ class DataShapley:
     tolerance: float = 0.1
     truncation: float = 0.01
     seed: int = 0
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.permutations < 2:
@@ -113,7 +113,9 @@ class DataShapley:
         def on(targets: Any, output: Measure | None) -> SampledDatamodel:
             return self._valued(training.on(targets, output))
 
-        return SampledDatamodel(training, self.estimate(training, training.k), on)
+        sample = self._sampled(training, training.k)
+        nobody = sample.none.new_zeros(training.k)
+        return SampledDatamodel(training, sample.none, nobody, sample.estimate, on)
 
     def estimate(self, game: Game, k: int) -> Estimate:
         """The values of any game of k players, `(coalitions (r, k), seeds) -> (r, m)`.
@@ -124,26 +126,75 @@ class DataShapley:
             >>> DataShapley(permutations=2000, tolerance=0.01).estimate(airport, k=3).effects.round()
             tensor([[ 2.,  5., 11.]])
         """
+        sample = self._sampled(game, k)
+        return sample.estimate(slice(0, len(sample.none)))
+
+    def _sampled(self, game: Game, k: int) -> "_Sample":
         generator = torch.Generator().manual_seed(self.seed + STREAM)
-        count, sums = 0, [torch.zeros((), dtype=torch.float64)] * 3  # of what none achieves, of gains, of their squares
+        sample: _Sample | None = None
         with progress_bar(self.permutations * k, "Data Shapley, at most", unit="retraining") as bar:
-            while count < self.permutations:
-                size = min(ROUND, self.permutations - count)
+            while sample is None or sample.count < self.permutations:
+                done = 0 if sample is None else sample.count
+                size = min(ROUND, self.permutations - done)
                 orders = torch.stack([torch.randperm(k, generator=generator) for _ in range(size)])
-                seeds = range(self.seed + count, self.seed + count + size)
-                none, gained = gains(game, orders, seeds, self.truncation)
-                terms = (none, gained, gained.double().square())
-                sums = [total.to(term.device) + term.double().sum(0) for total, term in zip(sums, terms, strict=True)]
-                count += size
+                none, walk = gains(game, orders, range(self.seed + done, self.seed + done + size), self.truncation)
+                sample = sample or _Sample.blank(none, k)
+                sample = sample.extended(none, walk)
                 bar.update(size * k)
-                bias, effects, squares = (total / count for total in sums)
-                error = ((squares - effects.square()).clamp_min(0) / (count - 1)).sqrt()
-                if error.norm() <= self.tolerance * effects.norm():
+                if sample.settled(self.tolerance):
                     break
-        return Estimate(*(t.to(none.dtype) for t in (bias, effects, error)))
+        return sample
 
 
-def gains(game: Game, orders: Tensor, seeds: Sequence[int], truncation: float = 0.0) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Sums over so many permutations: of what no player achieves `(m,)`, of gains `(k, m)` and of their squares."""
+
+    count: int
+    achieved: Tensor
+    gained: Tensor
+    squares: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def blank(cls, none: Tensor, k: int) -> "_Sample":
+        m = none.shape[1]
+        gained, squares = (room((k, m), torch.float64).to(none.device) for _ in range(2))
+        return cls(0, none.new_zeros(m, dtype=torch.float64), gained, squares, none.dtype)
+
+    def extended(self, none: Tensor, walk: Iterable[tuple[Tensor, Tensor, Tensor]]) -> "_Sample":
+        """With the permutations of one more round."""
+        for _, players, gained in walk:
+            found = gained.double()
+            self.gained.index_add_(0, players.to(found.device), found)
+            self.squares.index_add_(0, players.to(found.device), found.square())
+        return replace(self, count=self.count + len(none), achieved=self.achieved + none.double().sum(0))
+
+    @property
+    def none(self) -> Tensor:
+        """What no player achieves, `(m,)`."""
+        return (self.achieved / self.count).to(self.dtype)
+
+    def estimate(self, some: slice) -> Estimate:
+        """Of some of the outputs."""
+        effects, error = self._moments(self.gained[:, some], self.squares[:, some])
+        return Estimate(self.none[some], effects.T.to(self.dtype), error.T.to(self.dtype))
+
+    def settled(self, tolerance: float) -> bool:
+        """Whether the standard errors are small beside the effects; in parts, since the sums may be on disk."""
+        sums = zip(self.gained.split(STRIDE), self.squares.split(STRIDE), strict=True)
+        found = [self._moments(*part) for part in sums]
+        effects, error = (sum(t.square().sum() for t in parts) for parts in zip(*found, strict=True))
+        return bool(error <= tolerance**2 * effects)
+
+    def _moments(self, gained: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        effects = gained / self.count
+        return effects, ((squares / self.count - effects.square()).clamp_min(0) / (self.count - 1)).sqrt()
+
+
+def gains(
+    game: Game, orders: Tensor, seeds: Sequence[int], truncation: float = 0.0
+) -> tuple[Tensor, Iterator[tuple[Tensor, Tensor, Tensor]]]:
     """What every player adds to those before it.
 
     Args:
@@ -153,14 +204,14 @@ def gains(game: Game, orders: Tensor, seeds: Sequence[int], truncation: float = 
         truncation: cut a permutation short where what is left to gain is less than this share of everything.
 
     Returns:
-        `(P, m)`, what no player achieves, and the gains `(P, m, k)`, which sum to what all achieve beyond that.
+        `(P, m)`, what no player achieves, and, as they are played, permutations `(b,)`, players `(b,)` and their gains
+        `(b, m)`: every player once in every permutation, whose gains sum to what all achieve beyond that.
 
     Example:
         >>> orders = torch.tensor([[0, 1, 2], [2, 1, 0]])
-        >>> gains(lambda coalitions, seeds: coalitions.amax(1, keepdim=True), orders, seeds=[0, 0])[1]
-        tensor([[[1., 0., 0.]],
-        <BLANKLINE>
-                [[0., 0., 1.]]])
+        >>> _, walk = gains(lambda coalitions, seeds: coalitions.amax(1, keepdim=True), orders, seeds=[0, 0])
+        >>> [(players.tolist(), gained.flatten().tolist()) for _, players, gained in walk]
+        [([0, 1, 2, 2, 1, 0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0])]
     """
     count, k = orders.shape
     rank = orders.argsort(1)  # when each player arrives, (P, k)
@@ -170,21 +221,25 @@ def gains(game: Game, orders: Tensor, seeds: Sequence[int], truncation: float = 
 
     ends = prefixes(torch.arange(count), torch.tensor([0, k])).transpose(0, 1)
     none, full = game(ends.reshape(-1, k), [*seeds, *seeds]).split(count)
-    gained = none.new_zeros(count, k, none.shape[1])  # in the order of arrival
-    last, walking = none.clone(), torch.arange(count)
-    for start in range(0, k, STRIDE):
-        steps = torch.arange(start, min(start + STRIDE, k)) + 1
-        stop = int(steps[-1])
-        sets = prefixes(walking, steps)
-        values = game(sets.flatten(0, 1), [seeds[p] for p in walking.tolist() for _ in steps])
-        values = torch.cat([last[walking][:, None], values.view(*sets.shape[:2], -1)], 1)
-        gained[walking, start:stop] = values.diff(dim=1)
-        last[walking] = values[:, -1]
-        left = full - last
-        done = (left.norm(dim=1) < truncation * (full - none).norm(dim=1)).to(walking.device)[walking]
-        gained[walking[done], stop:] = left[walking[done]][:, None] / max(1, k - stop)
-        walking = walking[~done]
-        if not len(walking):
-            break
-    by_player = gained.gather(1, rank.to(gained.device)[:, :, None].expand_as(gained))
-    return none, by_player.transpose(1, 2)
+
+    def walk() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        last, walking = none.clone(), torch.arange(count)
+        for start in range(0, k, STRIDE):
+            steps = torch.arange(start, min(start + STRIDE, k)) + 1
+            stop = int(steps[-1])
+            sets = prefixes(walking, steps)
+            values = game(sets.flatten(0, 1), [seeds[p] for p in walking.tolist() for _ in steps])
+            values = torch.cat([last[walking][:, None], values.view(*sets.shape[:2], -1)], 1)
+            runs = walking.repeat_interleave(len(steps))
+            yield runs, orders[walking, start:stop].flatten(), values.diff(dim=1).flatten(0, 1)
+            last[walking] = values[:, -1]
+            left = full - last
+            done = (left.norm(dim=1) < truncation * (full - none).norm(dim=1)).to(walking.device)[walking]
+            for p in walking[done].tolist():
+                for players in orders[p, stop:].split(STRIDE):
+                    yield torch.full_like(players, p), players, (left[p] / (k - stop)).expand(len(players), -1)
+            walking = walking[~done]
+            if not len(walking):
+                return
+
+    return none, walk()

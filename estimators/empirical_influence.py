@@ -19,7 +19,6 @@ retrainings.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from estimators._differences import differences_cost, fit_differences
 from estimators._sampled import SampledDatamodel
@@ -56,7 +55,6 @@ class EmpiricalInfluence:
     subsets: int
     alpha: float = 0.5
     seed: int = 0
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.subsets < 2:

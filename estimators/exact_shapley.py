@@ -19,7 +19,7 @@ Reference: Shapley, "A Value for n-Person Games", 1953. Cost: `models 2^n` retra
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
+from recipe.stores import collected_by_outputs
 from recipe.work import Work
 
 PLAYERS = 12  # at most: 4 096 coalitions
@@ -59,7 +60,6 @@ class ExactShapley:
 
     models: int = 1
     seed: int = 0
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.models < 1:
@@ -94,7 +94,9 @@ class ExactShapley:
             return self._valued(training.on(targets, output))
 
         bias, effects = shapley_values(training, training.k, range(self.seed, self.seed + self.models))
-        return LinearDatamodel(bias, training.spread(effects), output_shape=training.f.output_shape, on=on)
+        shape = training.f.output_shape
+        spread = collected_by_outputs(lambda some: training.spread(effects[some]), shape, training.n)
+        return LinearDatamodel(bias, spread, output_shape=shape, on=on)
 
 
 def shapley_values(game: Game, k: int, seeds: Sequence[int] = (0,)) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ Deviation: the paper's game is that of the label's probability; the derivative o
 Cost: `t n d` for the distances and `n log n` an output. No `effect`: a value is that of a player of the game.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Parameters, Setting
+from recipe.stores import collected_by_outputs
 from recipe.work import Work
 
 
@@ -66,7 +67,6 @@ class KNNShapley:
     representation: Representation | None = None
     models: int = 1
     seed: int = 0
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         check_k(self.k)
@@ -101,11 +101,19 @@ class KNNShapley:
             return self._valued(setting.on(targets, output), trained, at)
 
         slope = slopes(setting, ignorance(setting, setting.probe))  # (m, C)
-        votes = slope.shape[1] * slope @ onehot(setting.pool, slope).T  # (m, n)
+        labels = onehot(setting.pool, slope)
         width = setting.m // setting.output_shape[0]
-        orders = [Neighbours.of(setting, theta, self.representation).order(None) for theta in trained]
-        values = [shapley_values(votes, order.repeat_interleave(width, 0), self.k) for order in orders]
-        return anchored(setting, trained, at, torch.stack(values).mean(0), on=on)
+        found = [Neighbours.of(setting, theta, self.representation) for theta in trained]
+
+        def effects(some: slice) -> Tensor:
+            votes = slope.shape[1] * slope[some] @ labels.T  # (k, n)
+            targets = slice(some.start // width, some.stop // width)
+            orders = [replace(near, targets=near.targets[targets]).order(None) for near in found]
+            values = [shapley_values(votes, order.repeat_interleave(width, 0), self.k) for order in orders]
+            return torch.stack(values).mean(0)
+
+        collected = collected_by_outputs(effects, setting.output_shape, setting.n)
+        return anchored(setting, trained, at, collected, on=on)
 
 
 def shapley_values(votes: Tensor, order: Tensor, k: int) -> Tensor:

@@ -27,9 +27,9 @@ all but one of the repeated runs. Added examples have no effect: one that joins 
 there is no derivative. Put candidates into the universe and linearise where their weight is zero.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ from recipe.cost import Cost, along, measured
 from recipe.datamodel import LinearDatamodel, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
+from recipe.stores import collected_by_outputs
 from recipe.training import progress_bar
 from recipe.work import STEPS, Work
 
@@ -82,7 +83,6 @@ class MAGIC:
     models: int = 1
     seed: int = 0
     check: SmoothnessCheck | None = SmoothnessCheck()
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         if self.models < 1:
@@ -104,7 +104,7 @@ class MAGIC:
 
         def back(steps: int) -> Cost:
             replay = Replay.of(run(steps), lambda _: None)
-            return measured(lambda: _effects(setting, replay, lambda _: None))
+            return measured(lambda: list(_effects(setting, replay, lambda _: None)))
 
         runs = self.models + (0 if self.check is None else self.check.replays)
         total = plan.total
@@ -173,26 +173,43 @@ def _check_added(added: Batch | None) -> None:
 
 
 def _datamodel(setting: Setting, replays: list[Replay], probe: Probe | None) -> MAGICDatamodel:
+    width = setting.m // setting.output_shape[0]
+    foreseen: list[Tensor] = []  # changes of the outputs, of the first run
+
     with progress_bar(sum(replay.run.steps for replay in replays), "reverse pass", unit="step") as bar:
-        parts = [_effects(setting, replay, bar.update) for replay in replays]  # (m, n) each
-    effects = torch.stack(parts).mean(0)
+
+        def effects(some: slice) -> Tensor:
+            part = setting.on(batches.take(setting.probe, slice(some.start // width, some.stop // width)))
+
+            def advance(steps: float) -> None:
+                bar.update(steps * part.m / setting.m)
+
+            parts = [torch.cat(list(_effects(part, replay, advance))) for replay in replays]  # (k, n) each
+            if probe is not None:
+                foreseen.append(probe.moves @ parts[0].T)
+            return torch.stack(parts).mean(0)
+
+        collected = collected_by_outputs(effects, setting.output_shape, setting.n)
+        if probe is not None and not foreseen:  # all effects were there
+            foreseen += [probe.moves @ block.T for block in _effects(setting, replays[0], bar.update)]
     with torch.no_grad():
         outputs = torch.stack([setting.outputs(replay.end) for replay in replays]).mean(0)
-    bias = outputs - effects @ replays[0].run.weights  # the tangent touches there; weight 0 is an extrapolation
 
     def on(targets: Any, output: Measure | None) -> MAGICDatamodel:
         return _datamodel(setting.on(targets, output), replays, probe)
 
-    f_hat = MAGICDatamodel(bias, effects, output_shape=setting.output_shape, on=on)
-    f_hat.smoothness = None if probe is None else probe.compare(setting, parts[0])
+    weights = replays[0].run.weights  # the tangent touches there; weight 0 is an extrapolation
+    f_hat = MAGICDatamodel(outputs, collected, at=weights, output_shape=setting.output_shape, on=on)
+    f_hat.smoothness = None if probe is None else probe.compare(setting, torch.cat(foreseen, 1))
     return f_hat
 
 
-def _effects(setting: Setting, replay: Replay, advance: Callable[[float], Any]) -> Tensor:
-    """Back through one run, `(m, n)`, as many outputs at once as `BLOCK_BYTES` holds."""
+def _effects(setting: Setting, replay: Replay, advance: Callable[[float], Any]) -> Iterator[Tensor]:
+    """Back through one run, `(k, n)` a time, as many outputs at once as `BLOCK_BYTES` holds."""
     gradients = calculus.output_gradients(setting, replay.end)
     blocks = gradients.split(max(1, BLOCK_BYTES // (5 * gradients[0].nbytes)))
-    return torch.cat([_back(replay, block, lambda steps: advance(steps / len(blocks))) for block in blocks])
+    for block in blocks:
+        yield _back(replay, block, lambda steps: advance(steps / len(blocks)))
 
 
 def _back(replay: Replay, gradients: Tensor, advance: Callable[[int], Any]) -> Tensor:

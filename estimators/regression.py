@@ -33,15 +33,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators._penalties import Lasso, Penalty, Ridge, regression_cost
+from estimators._penalties import Lasso, Penalty, Ridge, Solver, regression_cost
 from estimators._subset_training import SubsetTraining
 from recipe import batch as batches
 from recipe.batch import Batch
-from recipe.composition import effects_of
+from recipe.composition import streamed
 from recipe.cost import Cost, cost_of
-from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, records_origin
+from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, product, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
+from recipe.stores import collected_by_outputs
 from recipe.work import Work
 
 __all__ = ["Lasso", "Penalty", "Regression", "Ridge", "regress", "regress_residual"]
@@ -84,11 +85,6 @@ class Regression:
         if not 0 < self.alpha < 1:
             raise ValueError(f"The share alpha of the points in a subset must be between 0 and 1; got {self.alpha}.")
 
-    @property
-    def at_once(self) -> bool:
-        """See `Stored`. Ridge looks along the prior's effects on all targets together."""
-        return self.prior is None or not isinstance(self.penalty, Ridge)
-
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""
         work = Work(setting)
@@ -128,21 +124,67 @@ class Regression:
             other = None if prior is None else prior.on(targets, output)
             return self._regressed(training.on(targets, output), subsets, other, added)
 
-        shape, known = training.f.output_shape, None if prior is None else effects_of(prior)  # known before training
+        shape, known = training.f.output_shape, None if prior is None else streamed(prior)  # known before training
         masks, outputs = training.spread(subsets), training(subsets, range(self.seed, self.seed + self.subsets))
-        if prior is None or known is None:
-            return LinearDatamodel(*regress(masks, outputs, self.penalty), output_shape=shape, on=on)
-        bias, effects, scale = regress_residual(masks, outputs, known, self.penalty)
-        worth = prior.effect
+        fit = _Regression.of(masks, outputs, self.penalty, known)
+        effects = collected_by_outputs(fit.effects, shape, training.n)
+        level, there = fit.y.to(outputs.dtype), fit.x.to(outputs.dtype)
+        worth = None if prior is None else prior.effect
         if worth is None:
-            return LinearDatamodel(bias, effects, output_shape=shape, on=on)
+            return LinearDatamodel(level, effects, at=there, output_shape=shape, on=on)
 
         def effect(batch: Batch) -> Tensor:
-            return scale[:, None] * worth(batch)
+            return fit.scale.to(outputs.dtype)[:, None] * worth(batch)
 
         if added is not None and batches.size(added):
-            bias = bias - effect(added).sum(1).detach()
-        return LinearDatamodel(bias, effects, effect, output_shape=shape, on=on)
+            level = level - effect(added).sum(1).detach()
+        return LinearDatamodel(level, effects, effect, at=there, output_shape=shape, on=on)
+
+
+@dataclass(frozen=True, eq=False)
+class _Regression:
+    """What is regressed.
+
+    Args:
+        x: `(n,)`, mean weights.
+        y: `(m,)`, mean outputs.
+        unexplained: `(r, m)`, what known effects leave of the centred outputs.
+        solve: by what it is explained.
+        known: `(m, n)` effects, on disk perhaps.
+        scale: `(m,)`, in which they count.
+        dtype: of the answer.
+    """
+
+    x: Tensor
+    y: Tensor
+    unexplained: Tensor
+    solve: Solver
+    known: Any
+    scale: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls, masks: Tensor, outputs: Tensor, penalty: Penalty, known: Any = None, along: Any = None
+    ) -> "_Regression":
+        """In float64; known effects are directions too."""
+        X, Y = masks.to(outputs.device, torch.float64), outputs.detach().double()
+        x, y = X.mean(0), Y.mean(0)
+        X, Y = X - x, Y - y
+        scale = torch.zeros_like(y)
+        if known is not None:
+            P = product(known, X)  # the changes that the prior predicts, (r, m)
+            power = P.square().sum(0)
+            scale = torch.where(power > 0, (P * Y).sum(0) / power, 0)
+            Y = Y - scale * P
+        return cls(x, y, Y, penalty.solver(X, known if along is None else along), known, scale, outputs.dtype)
+
+    def effects(self, some: slice) -> Tensor:
+        """On some of the outputs, `(k, n)`."""
+        found = self.solve(self.unexplained[:, some]).T
+        if self.known is not None:
+            found = found + self.scale[some, None] * torch.as_tensor(self.known[some]).to(found)
+        return found.contiguous().to(self.dtype)
 
 
 def regress(
@@ -172,10 +214,9 @@ def regress(
         tensor([3., 3., 3., 3., 3., 3., 3.])
     """
     _check(masks, outputs)
-    X, Y = masks.to(outputs.device, torch.float64), outputs.detach().double()
-    x, y = X.mean(0), Y.mean(0)
-    effects = penalty.coefficients(X - x, Y - y, None if along is None else along.to(X)).T.contiguous()
-    return (y - effects @ x).to(outputs.dtype), effects.to(outputs.dtype)
+    fit = _Regression.of(masks, outputs.double(), penalty, along=along)
+    effects = fit.effects(slice(None))
+    return (fit.y - effects @ fit.x).to(outputs.dtype), effects.to(outputs.dtype)
 
 
 def regress_residual(
@@ -211,13 +252,9 @@ def regress_residual(
             f"The prior needs one effect for each of {outputs.shape[1]} outputs and {masks.shape[1]} points; got the "
             f"shape {tuple(prior.shape)}."
         )
-    X, Y, A = masks.to(outputs.device, torch.float64), outputs.detach().double(), prior.detach().to(outputs).double()
-    P = (X - X.mean(0)) @ A.T  # the changes that the prior predicts, (r, m)
-    power = P.square().sum(0)
-    scale = torch.where(power > 0, (P * (Y - Y.mean(0))).sum(0) / power, 0)
-    known = scale[:, None] * A
-    bias, residual = regress(masks, Y - X @ known.T, penalty, along=A)
-    return tuple(t.to(outputs.dtype) for t in (bias, residual + known, scale))  # type: ignore[return-value]
+    fit = _Regression.of(masks, outputs.double(), penalty, prior.detach().to(outputs))
+    effects = fit.effects(slice(None))
+    return tuple(t.to(outputs.dtype) for t in (fit.y - effects @ fit.x, effects, fit.scale))  # type: ignore[return-value]
 
 
 def _check(masks: Tensor, outputs: Tensor) -> None:

@@ -7,6 +7,7 @@ the system's temporary one) and vanish with the process, however it ends.
 """
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 ROWS = 1024  # examples read at once
+HELD_BYTES = 2**27  # of effects that memory holds at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +119,20 @@ def _place(like: Tensor, n: int) -> Tensor:
     with scratch(size, ".examples") as file:
         raw = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
         return torch.from_numpy(raw).view(like.dtype).view(shape)
+
+
+def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros: in memory, or, where they are more than `HELD_BYTES`, in a file that no longer has a name.
+
+    >>> room((2, 3), torch.float64).sum()
+    tensor(0., dtype=torch.float64)
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size <= HELD_BYTES:
+        return torch.zeros(shape, dtype=dtype)
+    with scratch(size, ".effects") as file:
+        raw = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
+        return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def scratch(size: int, suffix: str) -> IO[bytes]:

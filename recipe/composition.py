@@ -9,7 +9,7 @@ Both have the signature of what they are made of, so a task does not know. The e
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +90,6 @@ class Ensembling:
     """
 
     estimators: Sequence[Any]
-    at_once: ClassVar[bool] = True  # see `Stored`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "estimators", tuple(self.estimators))
@@ -202,6 +201,11 @@ def effects_of(f_hat: OutputFunction) -> Tensor:
             f"{type(f_hat).__name__} has no gradient in the training weights ({error}), so its effects are unknown. "
             "Compare it by its predictions instead, as `lds` does."
         ) from error
+
+
+def streamed(f_hat: OutputFunction) -> Any:
+    """`effects_of` a datamodel, those on disk as they are: to be read in blocks or rows."""
+    return f_hat.effects if isinstance(f_hat, LinearDatamodel) else effects_of(f_hat)
 
 
 def origin_of(f_hat: OutputFunction, wrapped: Callable[[Any], Any]) -> Origin | None:

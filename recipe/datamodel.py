@@ -75,11 +75,7 @@ def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Estimator(Protocol):
-    """A frozen dataclass with `fit(setting, at=None) -> OutputFunction`, `at = (weights, added)`: where; and `cost`.
-
-    One that makes the effects of all training points at once says so, `at_once: ClassVar[bool] = True`: `Stored` asks
-    it for a few targets at a time.
-    """
+    """A frozen dataclass with `fit(setting, at=None) -> OutputFunction`, `at = (weights, added)`: where; and `cost`."""
 
     def fit(self, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> "OutputFunction":
         """A datamodel of the setting's outputs."""
@@ -188,7 +184,7 @@ class LinearDatamodel(OutputFunction):
         parameters: Callable[[Tensor, Batch | None], Parameters] | None = None,
     ) -> None:
         self._base, self._at = torch.as_tensor(bias), at
-        self.effects = effects
+        self.effects: Any = effects
         self.effect = effect
         if effects.ndim != 2 or self._base.shape != effects.shape[:1]:
             raise ValueError(
@@ -312,8 +308,21 @@ def _slices(effects: Tensor | np.ndarray) -> Iterator[tuple[int, Any]]:
 
 
 def product(effects: Any, weights: Tensor) -> Tensor:
-    """`effects @ weights`, `(m,)`, in blocks of columns of effects that may lie on disk."""
+    """`weights (..., n) @ effects (m, n)^T`, `(..., m)`, in blocks of columns of effects that may lie on disk."""
     return _Product.apply(weights, effects, weights.new_zeros(effects.shape[0]), None)
+
+
+def combinations(coefficients: Tensor, effects: Any) -> Tensor:
+    """`coefficients (k, m) @ effects (m, n)`, in blocks of columns of effects that may lie on disk."""
+    out = coefficients.new_empty(len(coefficients), effects.shape[1])
+    for columns, block in _blocks(effects, coefficients):
+        out[:, columns] = coefficients @ block
+    return out
+
+
+def squared_norm(effects: Any, like: Tensor) -> Tensor:
+    """The sum of the squares of effects that may lie on disk, in the type of `like`."""
+    return sum((block.square().sum() for _, block in _blocks(effects, like)), like.new_zeros(()))
 
 
 def _array(effects: Tensor | np.ndarray) -> np.ndarray:

@@ -37,10 +37,11 @@ KEPT = 2  # functions that a worker remembers: each may hold the data
 
 @dataclass(frozen=True)
 class Engine:
-    """Whose workers do heavy work (None: this process), and the bank that keeps what was trained (None: no bank)."""
+    """Whose workers do heavy work (None: this process), and the banks that keep what was trained (None: no bank)."""
 
     executor: Executor | None = None
     bank: "Bank | None" = None
+    models: "Bank | None" = None
 
 
 HERE = Engine()
@@ -48,7 +49,9 @@ _ENGINE: ContextVar[Engine] = ContextVar("engine", default=HERE)
 
 
 @contextmanager
-def engine(executor: Executor | None = None, bank: "Bank | None" = None) -> Iterator[None]:
+def engine(
+    executor: Executor | None = None, bank: "Bank | None" = None, models: "Bank | None" = None
+) -> Iterator[None]:
     """Within: work goes to the executor's workers, and retrainings to the bank.
 
     What is passed by itself, `Retrain(executor=..., bank=...)`, counts more. A bank that keeps parameters keeps the
@@ -57,6 +60,7 @@ def engine(executor: Executor | None = None, bank: "Bank | None" = None) -> Iter
     Args:
         executor: any `concurrent.futures.Executor` whose workers are processes, see `recipe.executors`.
         bank: where runs are looked up and kept.
+        models: where the models of ensembles are, if not in the same bank.
 
     Example:
         >>> from estimators.influence import Influence
@@ -66,7 +70,7 @@ def engine(executor: Executor | None = None, bank: "Bank | None" = None) -> Iter
         >>> with engine(bank=Bank("memory://engine", parameters=True)):
         ...     f_hat = Influence().fit(setting)  # its model stays in the bank
     """
-    token = _ENGINE.set(Engine(executor, bank))
+    token = _ENGINE.set(Engine(executor, bank, models))
     try:
         yield
     finally:
@@ -81,9 +85,9 @@ def current() -> Engine:
 class Spread:
     """A function of a part of the data, evaluated part by part here or by the engine's workers.
 
-    The function lies in a file while this object lives, in the folder that `RECIPE_CACHE` names or where temporary files
-    lie, which a worker reads once; one that cannot (of another machine, which does not share the folder) is sent it.
-    Tensors come without a graph.
+    The function lies in a file while this object lives, in the folder that `RECIPE_CACHE` names (default the system's
+    temporary one), which a worker reads once; one of another machine that does not share the folder is sent it. Tensors
+    come without a graph.
 
     Args:
         function: of the arguments of a part.

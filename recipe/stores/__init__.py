@@ -2,7 +2,7 @@
 
 from recipe.stores.bank import Bank
 from recipe.stores.blocks import Effects
-from recipe.stores.effects import Stored, collected
+from recipe.stores.effects import Stored, collected, collected_by_outputs
 from recipe.stores.segments import DamagedError
 
-__all__ = ["Bank", "DamagedError", "Effects", "Stored", "collected"]
+__all__ = ["Bank", "DamagedError", "Effects", "Stored", "collected", "collected_by_outputs"]

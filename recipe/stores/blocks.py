@@ -25,6 +25,7 @@ from zarr.storage import MemoryStore
 from recipe.stores.segments import DOCUMENT, FORMAT, DamagedError, put
 
 TYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "uint16"}  # zarr has no bfloat16
+RUNS = "runs"  # the bank beside the effects
 CHECKSUM = 4  # bytes, at the end of a block
 AHEAD = 2  # blocks that are read while one is used
 
@@ -111,7 +112,8 @@ class Blocks:
         try:
             document = json.loads(fs.cat_file(f"{root}/{DOCUMENT}"))
         except (FileNotFoundError, NotADirectoryError):
-            if fs.exists(root) and any(not p.rstrip("/").endswith((".part", "/c")) for p in fs.ls(root, detail=False)):
+            names = [name.rstrip("/") for name in fs.ls(root, detail=False)] if fs.exists(root) else []
+            if not all(name.endswith((".part", "/c", f"/{RUNS}")) for name in names):
                 raise ValueError(f"{path} holds something else than effects; choose another address.") from None
             return None
         except ValueError:

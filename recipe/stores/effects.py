@@ -6,7 +6,8 @@ fits the estimator, and every block of effects goes to a zarr array as it is com
 stream over the blocks. A killed job goes on with the blocks that are missing. Several processes or machines that fit
 the same at once share the work: each begins at another block and skips what is there.
 
-Estimators hand their blocks to `collected`, which puts them side by side in memory, or where `Stored` says.
+Estimators hand their effects to `collected`, a block of points after the other, or to `collected_by_outputs`, a few
+targets after the other: these put them together in memory, or where `Stored` says.
 """
 
 import hashlib
@@ -17,31 +18,28 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from recipe import batch as batches
-from recipe.batch import Batch
-from recipe.columns import scratch
-from recipe.composition import Ensemble, Scaled, effects_of
+from recipe.columns import HELD_BYTES, room
 from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, fitting, records_origin
-from recipe.engine import Spread, engine
+from recipe.engine import Spread, current, engine
 from recipe.problem import Arguments
 from recipe.setting import Setting
-from recipe.stores.blocks import TYPES, Blocks, Effects
+from recipe.stores.bank import Bank
+from recipe.stores.blocks import RUNS, TYPES, Blocks, Effects
 from recipe.stores.fingerprint import fingerprint, identity, measure_key
-from recipe.training import progress_bar
+from recipe.training import progress, progress_bar
 from recipe.values import all_finite
 
 BLOCK_BYTES = 2**24  # of a block at least, so that files are worth opening
-HELD_BYTES = 2**27  # of the effects that an estimator makes at once
 TASKS = 32  # that the effects in memory are divided into
 
 
@@ -51,16 +49,25 @@ class Stored:
 
     Effects are never held whole. Those that come from the examples' gradients or representations are written block by
     block as they are computed, and after an interruption only the blocks that are missing are computed. Estimators that
-    make the effects of all points at once (`at_once`: regressions, game values, replays) are asked for a few targets at
-    a time, whose effects wait in a file until all are there, in the folder that `RECIPE_CACHE` names. A calibration
-    looks at all outputs together: store what it calibrates, `Calibrated(Stored(EKFAC(), path), subsets=10)`. So does a
-    `Regression` by `Ridge` on top of a prior, whose effects are made whole; take `Lasso` where they are too many.
+    make the effects of all points at once (regressions, game values, replays) make them for a few targets at a time,
+    which wait in a file until all are there, in the folder that `RECIPE_CACHE` names.
+
+    What is trained on the way is kept too, in a bank in the same folder (`runs`), unless the engine has one: outputs of
+    runs on subsets, and the models of ensembles. So what was interrupted trains only what is missing, and asking again
+    for what is complete trains nothing and computes no effect.
+
+    An estimator made of others is not stored: store what it is made of, `Calibrated(Stored(EKFAC(), path), 10)`,
+    `Ensembling([Stored(EKFAC(), "a"), Stored(TRAK(256), "b")])`. A prior is an estimator of its own, whose effects are
+    read in blocks where they are stored: `Stored(Regression(500, prior=Stored(EKFAC(), "prior")), path)`.
 
     Args:
         estimator: what is fitted.
         path: a folder, or any fsspec address.
         dtype: of the stored effects, float32, bfloat16 or float16; products are computed in the setting's type.
         redo: write damaged blocks again instead of raising; reads everything once.
+
+    Raises:
+        ValueError: another type, or an estimator made of others.
 
     Raises, on fit:
         ValueError: effects of another setting or estimator (what differs is named), or of a newer format.
@@ -81,12 +88,17 @@ class Stored:
     estimator: Estimator
     path: str
     dtype: torch.dtype = torch.float32
-    redo: bool = False
+    redo: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", _address(self.path))
         if self.dtype not in TYPES:
             raise ValueError(f"Effects are stored as float32, bfloat16 or float16; got {self.dtype}.")
+        if hasattr(self.estimator, "estimator") or hasattr(self.estimator, "estimators"):
+            raise ValueError(
+                f"{type(self.estimator).__name__} is made of other estimators: store these, each at its own path, "
+                f"{type(self.estimator).__name__}(Stored(...), ...)."
+            )
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`: that of the estimator, of whose effects memory holds a part."""
@@ -108,46 +120,24 @@ class Stored:
         sink = _Sink(self, _described(self.estimator, setting, at))
         if (store := Blocks.found(self.path)) is not None:
             store.check(sink.described, self.dtype)  # before anything is trained
-        groups = _target_groups(setting) if getattr(self.estimator, "at_once", False) else [slice(None)]
-        with _collecting(sink):
-            f_hat = self.estimator.fit(_on(setting, groups[0]), at)
-        return f_hat if sink.effects is not None else self._written(setting, f_hat, groups, sink)
-
-    def _written(
-        self, setting: Setting, first: OutputFunction, groups: Sequence[slice], sink: "_Sink"
-    ) -> OutputFunction:
-        """The datamodel of all targets, given that of the first group, whose effects were made at once."""
-        if not _linear(first):
-            raise ValueError(
-                f"{type(self.estimator).__name__} is not linear in the weights, so it has no effects to store. Use it "
-                "as it is."
-            )
-
-        def members() -> Iterator[OutputFunction]:
-            yield first
-            for group in groups[1:]:
-                yield first.on(_on(setting, group).probe)
-
-        def effect(batch: Batch) -> Tensor:
-            return torch.cat([worth(batch) for f_hat in members() if (worth := f_hat.effect) is not None])
-
-        everything = torch.ones((), dtype=setting.dtype, device=setting.device).expand(setting.n)
-        outputs, start = [], 0
-        with _spilled((setting.m, setting.n)) as rows, torch.no_grad():
-            for f_hat in members():
-                rows[start : start + f_hat.m] = effects_of(f_hat).detach().cpu().float().numpy()
-                outputs.append(f_hat(everything))
-                start += f_hat.m
-            width = max(1, BLOCK_BYTES // (setting.m * self.dtype.itemsize))
-            parts = [slice(i, min(i + width, setting.n)) for i in range(0, setting.n, width)]
-            with engine():  # the file is here
-                stored: Any = sink.collect(
-                    lambda part: torch.from_numpy(rows[:, part].copy()), parts, [p.stop - p.start for p in parts]
+        with _collecting(sink), self._keeping_runs():
+            f_hat = self.estimator.fit(setting, at)
+        if sink.effects is None:  # an estimator that does not know `collected`
+            if not isinstance(f_hat, LinearDatamodel):
+                raise ValueError(
+                    f"{type(self.estimator).__name__} is not linear in the weights, so it has no effects to store. Use "
+                    "it as it is."
                 )
-        worth = first.effect if first.effect is None or len(groups) == 1 else effect
-        return LinearDatamodel(
-            torch.cat(outputs), stored, worth, at=everything, output_shape=setting.output_shape, on=first.on
-        )
+            f_hat.effects = sink.collect_outputs(lambda some: f_hat.effects[some], f_hat.output_shape, f_hat.n)
+        return f_hat
+
+    @contextmanager
+    def _keeping_runs(self) -> Iterator[None]:
+        """The engine's bank, or one beside the effects: of subsets the outputs alone, of ensembles the models too."""
+        own = Bank(f"{self.path}/{RUNS}")
+        there = current() if current().bank else replace(current(), bank=own, models=replace(own, parameters=True))
+        with engine(there.executor, there.bank, there.models):
+            yield
 
 
 def collected(function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Sequence[int] | None = None) -> Any:
@@ -167,30 +157,26 @@ def collected(function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Se
         return sink.collect(function, parts, [batches.size(part) for part in parts] if sizes is None else sizes)
 
 
+def collected_by_outputs(function: Callable[[slice], Tensor], output_shape: tuple[int, ...], n: int) -> Any:
+    """`function(outputs) -> (k, n)` of all outputs, one below the other, `(m, n)`: in memory, or where `Stored` says.
+
+    Args:
+        function: the effects of all points on the outputs of some whole targets.
+        output_shape: of all outputs.
+        n: how many points.
+    """
+    sink = _SINK.get()
+    with torch.no_grad():
+        if sink is None or sink.effects is not None or fitting() is not sink.stored.estimator:
+            return function(slice(0, math.prod(output_shape)))
+        return sink.collect_outputs(function, output_shape, n)
+
+
 # ---- inside ----------------------------------------------------------------------------------------------------------
-def _target_groups(setting: Setting) -> list[slice]:
-    """Targets whose effects together fit `HELD_BYTES`."""
-    count = setting.output_shape[0]
-    size = max(1, HELD_BYTES // (8 * setting.n * (setting.m // count)))
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
-
-
 def _address(path: str | os.PathLike[str]) -> str:
     """The same for workers in other folders."""
     path = os.fspath(path)
     return path if "://" in path else os.path.abspath(path)
-
-
-def _on(setting: Setting, targets: slice) -> Setting:
-    whole = targets in (slice(None), slice(0, setting.output_shape[0]))
-    return setting if whole else setting.on(batches.take(setting.probe, targets))
-
-
-@contextmanager
-def _spilled(shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    """A float32 matrix in a file that vanishes."""
-    with scratch(4 * shape[0] * shape[1], ".effects") as file:
-        yield np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 
 class _Sink:
@@ -222,6 +208,23 @@ class _Sink:
                 bar.update()
         self.effects = Effects(self.stored.path)
         return self.effects
+
+    def collect_outputs(self, function: Callable[[slice], Tensor], output_shape: tuple[int, ...], n: int) -> Effects:
+        """Where any block is missing, compute the effects on a few targets after the other, and write those blocks."""
+        store = Blocks.found(self.stored.path)
+        if store is not None and not store.missing(deep=self.stored.redo):
+            self.effects = Effects(self.stored.path)
+            return self.effects
+        m, width = math.prod(output_shape), math.prod(output_shape[1:])
+        size = width * max(1, HELD_BYTES // (8 * n * width))
+        rows = room((m, n), torch.float32)
+        for start in progress(range(0, m, size), "effects"):
+            some = slice(start, min(start + size, m))
+            rows[some] = function(some).detach().cpu().float()
+        columns = max(1, BLOCK_BYTES // (m * self.stored.dtype.itemsize))
+        parts = [slice(i, min(i + columns, n)) for i in range(0, n, columns)]
+        with engine():  # the rows are here
+            return self.collect(lambda part: rows[:, part].clone(), parts, [p.stop - p.start for p in parts])
 
 
 _SINK: ContextVar[_Sink | None] = ContextVar("sink", default=None)
@@ -270,12 +273,6 @@ def _stored(values: Tensor, dtype: torch.dtype, start: int) -> Tensor:
         f"The effects of training point {first} are not finite: gradients are NaN or infinite there. Look for NaN and "
         "infinity in this example, and at the trained parameters. What was complete stays in the store."
     )
-
-
-def _linear(f_hat: OutputFunction) -> bool:
-    """Whether predictions are linear in the weights."""
-    members = f_hat.members if isinstance(f_hat, Ensemble) else [f_hat.f_hat] if isinstance(f_hat, Scaled) else []
-    return all(map(_linear, members)) if members else isinstance(f_hat, LinearDatamodel)
 
 
 def _described(estimator: Estimator, setting: Setting, at: Arguments | None) -> dict[str, str]:

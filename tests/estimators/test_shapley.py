@@ -19,6 +19,16 @@ def orders(k):
     return torch.tensor(list(permutations(range(k))))
 
 
+def walked(game, some, truncation=0.0):
+    """What no player achieves `(P, m)`, and all gains `(P, m, k)`."""
+    none, walk = gains(game, some, [0] * len(some), truncation)
+    gained = none.new_full((*none.shape, some.shape[1]), torch.nan)
+    for runs, players, found in walk:
+        assert gained[runs, :, players].isnan().all()
+        gained[runs, :, players] = found
+    return none, gained
+
+
 # ---- exact ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("game", "values"), SHAPLEY.values(), ids=SHAPLEY)
 def test_games_of_known_value(game, values):
@@ -38,7 +48,7 @@ def test_any_game_by_its_dividends(k):
 @pytest.mark.parametrize("k", range(1, 7))
 def test_the_formula_is_the_mean_over_all_permutations(k):
     game = Unanimity(k, m=2, seed=1)
-    none, gained = gains(game, orders(k), [0] * len(orders(k)))
+    none, gained = walked(game, orders(k))
     torch.testing.assert_close(shapley_values(game, k)[1], gained.mean(0), **EXACT)
     torch.testing.assert_close(none.mean(0), game.offset, **EXACT)
 
@@ -130,7 +140,7 @@ def test_standard_errors_are_those_of_the_mean_over_permutations():
 
     _, effects, error = DataShapley(permutations=10, tolerance=0, seed=3).estimate(spy, 5)
     walks = torch.cat([sets.view(-1, 5, 5) for sets, _ in drawn[1::2]])  # every other call asks for none and all
-    every = torch.stack([gains(game, walk.sum(0).argsort(descending=True)[None], [0])[1][0] for walk in walks])
+    every = torch.stack([walked(game, walk.sum(0).argsort(descending=True)[None])[1][0] for walk in walks])
     torch.testing.assert_close(effects, every.mean(0))
     torch.testing.assert_close(error, every.std(0) / 10**0.5)
     seeds = [seed for _, seeds in drawn[1::2] for seed in seeds]
@@ -166,14 +176,14 @@ def test_truncation_saves_retrainings_and_shares_what_is_left(monkeypatch):
         return sets.sum(1, keepdim=True).clamp_max(10.0).double()
 
     some = torch.stack([torch.randperm(40) for _ in range(5)])
-    _, whole = gains(filled, some, [0] * 5)
+    _, whole = walked(filled, some)
     assert sum(asked) == 10 + 5 * 40
     asked.clear()
-    _, cut = gains(filled, some, [0] * 5, truncation=0.05)
+    _, cut = walked(filled, some, truncation=0.05)
     assert sum(asked) == 10 + 5 * 12
     torch.testing.assert_close(cut, whole)
     asked.clear()
-    _, early = gains(filled, some, [0] * 5, truncation=0.3)  # at 8 of 10: the 32 others share 2
+    _, early = walked(filled, some, truncation=0.3)  # at 8 of 10: the 32 others share 2
     assert sum(asked) == 10 + 5 * 8
     rank = some.argsort(1)[:, None]
     torch.testing.assert_close(early, torch.where(rank < 8, 1.0, 2 / 32).double())
@@ -181,9 +191,9 @@ def test_truncation_saves_retrainings_and_shares_what_is_left(monkeypatch):
 
 def test_strides_change_nothing(monkeypatch):
     game, some = Unanimity(6, m=2), torch.stack([torch.randperm(6) for _ in range(4)])
-    whole = gains(game, some, [0] * 4)[1]
+    whole = walked(game, some)[1]
     monkeypatch.setattr(data_shapley, "STRIDE", 4)
-    torch.testing.assert_close(gains(game, some, [0] * 4)[1], whole)
+    torch.testing.assert_close(walked(game, some)[1], whole)
 
 
 def test_an_additive_setting_is_recovered_with_its_level_from_few_permutations():

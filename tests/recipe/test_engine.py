@@ -54,7 +54,8 @@ class Counted(Executor):
     ("estimator", "maps"),
     [
         (EKFAC(), {"the curvature's factors", "effects"}),
-        (Influence(inverse=CG(tolerance=1e-13)), {"products with the curvature", "effects"}),  # not where it stops by chance
+        # To the last digit: where a looser tolerance stops is a matter of rounding.
+        (Influence(inverse=CG(tolerance=1e-13)), {"products with the curvature", "effects"}),
         (TRAK(dimension=6), {"features of gradients"}),
         (LoGra(rank=2), {"effects"}),
         (GradDot(), {"effects"}),

@@ -162,7 +162,7 @@ def test_of_two_that_found_a_bank_at_once_the_second_is_told(tmp_path, monkeypat
         Retrain(setting, bank=Bank(path))
 
     monkeypatch.setattr(Segments, "head", late)
-    with pytest.raises(ValueError, match=r"belongs to another setting\. Algorithm: the bank has Counting"):
+    with pytest.raises(ValueError, match=r"belongs to another setting\. Model: the bank has Linear with 9"):
         Retrain(small_mlp(), bank=Bank(path))
     assert len(Retrain(setting, bank=Bank(path))(W)) == 5
 

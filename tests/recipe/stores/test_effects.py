@@ -20,27 +20,35 @@ from estimators.empirical_influence import EmpiricalInfluence
 from estimators.exact_shapley import ExactShapley
 from estimators.influence import Influence
 from estimators.knn import KNN
+from estimators.knn_shapley import KNNShapley
 from estimators.less import LESS
+from estimators.magic import MAGIC
 from estimators.newton_step import NewtonStep
 from estimators.regression import Lasso, Regression, Ridge
 from estimators.simfluence import Simfluence
 from estimators.similarity import Similarity
 from estimators.tracin import GradDot
 from recipe import (
+    Bank,
     Calibrated,
     DamagedError,
     Effects,
+    Ensembling,
+    LinearDatamodel,
     Logits,
     Loss,
     Minimize,
     Newton,
     Problem,
+    Scaling,
     SizeCorrected,
     SizeCorrecting,
     Stored,
     Subset,
     TopK,
     calculus,
+    engine,
+    retrain,
 )
 from recipe import batch as batches
 from recipe.stores import effects as module
@@ -59,53 +67,157 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr("estimators._representation.BLOCK", 7)
 
 
-SLOW = (DataShapley, Banzhaf, EmpiricalInfluence, ExactShapley, Calibrated)  # and alike: retraining on subsets
-NOT_LINEAR = (AdjointInfluence, NewtonStep, KNN, SizeCorrecting, Simfluence)
+SLOW = (DataShapley, Banzhaf, EmpiricalInfluence, ExactShapley)  # retraining on subsets
+NOT_LINEAR = (AdjointInfluence, NewtonStep, KNN, Simfluence)
+MADE_OF_OTHERS = (Calibrated, Ensembling, Scaling, SizeCorrecting)
 FEW = [DataShapley(2), Banzhaf(20), EmpiricalInfluence(20)]
-EACH = {type(e): e for e in ESTIMATORS if not isinstance(e, SLOW)} | {Regression: Regression(subsets=10)}
+FEW_KINDS = tuple(map(type, FEW))
+AT_ONCE = (*SLOW, KNNShapley, MAGIC, Regression)
+EACH = {type(e): e for e in ESTIMATORS if not isinstance(e, (*SLOW, *MADE_OF_OTHERS))}
+EACH |= {Regression: Regression(subsets=10)}
 
 
-@pytest.mark.parametrize("estimator", EACH.values(), ids=lambda e: type(e).__name__)
-def test_every_linear_estimator_can_keep_its_effects_on_disk(estimator, tmp_path):
-    setting = logistic() if isinstance(estimator, (Influence, EKFACCG)) else small_mlp()
+def world(estimator):
+    return logistic() if isinstance(estimator, (Influence, EKFACCG)) else small_mlp()
+
+
+@pytest.mark.parametrize("estimator", [*EACH.values(), *FEW], ids=lambda e: type(e).__name__)
+def test_every_linear_estimator_can_keep_its_effects_on_disk(estimator, tmp_path, monkeypatch):
+    """They come in blocks of points, or a few targets at a time: never whole."""
+    setting = world(estimator)
+    monkeypatch.setattr(module, "HELD_BYTES", 2 * 8 * 40)  # two targets
+    asked, collect = [], module._Sink.collect_outputs
+
+    def noted(sink, function, shape, n):
+        return collect(sink, lambda some: asked.append(some.stop - some.start) or function(some), shape, n)
+
+    monkeypatch.setattr(module._Sink, "collect_outputs", noted)
     f_hat = estimator.fit(setting)
     if type(estimator) in NOT_LINEAR:
         with pytest.raises(ValueError, match="is not linear in the weights"):
             Stored(estimator, tmp_path / "effects").fit(setting)
         return
     stored = Stored(estimator, tmp_path / "effects").fit(setting)
+    assert asked == ([2, 2, 2] if isinstance(estimator, AT_ONCE) else [])
     assert isinstance(stored.effects, Effects)
+    assert type(stored) is type(f_hat)
     torch.testing.assert_close(stored(W), f_hat(W), rtol=1e-4, atol=1e-4)
     w = W[0].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(stored(w).sum(), w)
     torch.testing.assert_close(stored.effects[:].sum(0).double(), gradient, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("estimator", [*EACH.values(), *FEW], ids=lambda e: type(e).__name__)
-def test_effects_are_never_held_whole(estimator, tmp_path, monkeypatch):
-    """They come in blocks of points, or, where an estimator says that it makes them at once, of a few targets."""
-    if type(estimator) in NOT_LINEAR:
-        pytest.skip("is not linear")
-    setting = logistic() if isinstance(estimator, (Influence, EKFACCG)) else small_mlp()
-    monkeypatch.setattr(module, "HELD_BYTES", 2 * 8 * 40)  # two targets
-    asked = []
-    whole = module.effects_of
-    monkeypatch.setattr(module, "effects_of", lambda f_hat: asked.append(f_hat.m) or whole(f_hat))
-    stored = Stored(estimator, tmp_path / "effects").fit(setting)
-    assert asked == ([2, 2, 2] if getattr(estimator, "at_once", False) else [])
-    f_hat = estimator.fit(setting)
-    torch.testing.assert_close(stored(W), f_hat(W), rtol=1e-3, atol=1e-4)
-    added = batches.take(setting.pool, slice(0, 2))
+    assert (stored.effect is None) == (f_hat.effect is None)
     if f_hat.effect is not None:
+        added = batches.take(setting.pool, slice(0, 2))
         torch.testing.assert_close(stored.effect(added), f_hat.effect(added), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("estimator", [*EACH.values(), *FEW], ids=lambda e: type(e).__name__)
+def test_what_is_complete_computes_no_effect_and_trains_on_no_subset(estimator, tmp_path, monkeypatch):
+    if type(estimator) in NOT_LINEAR:
+        pytest.skip("is not linear")
+    setting, path = world(estimator), tmp_path / "effects"
+    stored = Stored(estimator, path).fit(setting)
+    monkeypatch.setattr(module.Blocks, "write", None)
+    if isinstance(estimator, (*FEW_KINDS, Regression)):
+        monkeypatch.setattr(retrain, "train_shards", None)
+    again = Stored(estimator, path).fit(setting)
+    assert torch.equal(again(W), stored(W))
+
+
+def test_an_interrupted_regression_trains_what_is_missing(tmp_path, monkeypatch):
+    setting, estimator = small_mlp(), Regression(subsets=12)
+    trained, train = [], retrain.train_shards
+
+    def until(count):
+        def parts(setting, shards, executor=None):
+            for i, found in train(setting, shards, executor):
+                if len(trained) == count:
+                    raise KeyboardInterrupt
+                trained.append(shards[i].seeds)
+                yield i, found
+
+        return parts
+
+    monkeypatch.setattr("recipe.shards.RUNS", 3)
+    monkeypatch.setattr(retrain, "train_shards", until(2))
+    with pytest.raises(KeyboardInterrupt):
+        Stored(estimator, tmp_path / "effects").fit(setting)
+    monkeypatch.setattr(retrain, "train_shards", until(100))
+    stored = Stored(estimator, tmp_path / "effects").fit(setting)
+    assert len(trained) == 4
+    assert len({seed for seeds in trained for seed in seeds}) == 12
+    monkeypatch.undo()
+    torch.testing.assert_close(stored(W), estimator.fit(setting)(W), rtol=1e-4, atol=1e-4)
+
+
+def test_the_models_of_an_ensemble_are_kept_beside_the_effects(tmp_path, monkeypatch):
+    setting, path = small_mlp(), tmp_path / "effects"
+    whole = Stored(EKFAC(models=2), path).fit(setting)
+    (path / "c/0/2").unlink()
+    monkeypatch.setattr(retrain, "train_shards", None)
+    monkeypatch.setattr("estimators._ensemble.train_runs", None)
+    assert torch.equal(Stored(EKFAC(models=2), path).fit(setting).effects[:], whole.effects[:])
+    own = Bank(tmp_path / "bank", parameters=True)
+    monkeypatch.undo()
+    with engine(bank=own):
+        Stored(EKFAC(), tmp_path / "other").fit(setting)
+    assert not (tmp_path / "other/runs").exists()
+    assert len(list((tmp_path / "bank/segments").iterdir())) > 1
+
+
+def test_what_is_more_than_effects_is_there_on_disk_too(tmp_path):
+    setting = small_mlp()
+    sampled = [f(Banzhaf(20)).fit(setting) for f in (lambda e: e, lambda e: Stored(e, tmp_path / "sampled"))]
+    torch.testing.assert_close(sampled[1].standard_error, sampled[0].standard_error)
+    for models in (1, 2):
+        magic, path = MAGIC(models=models), tmp_path / f"magic{models}"
+        smooth = [e.fit(setting).smoothness for e in (magic, Stored(magic, path), Stored(magic, path))]
+        assert smooth[1].agreement == pytest.approx(smooth[0].agreement)
+        assert smooth[2].agreement == pytest.approx(smooth[0].agreement, abs=1e-5)  # all effects were there
+
+
+@pytest.mark.parametrize("kind", MADE_OF_OTHERS, ids=lambda kind: kind.__name__)
+def test_an_estimator_made_of_others_says_to_store_these(kind, tmp_path):
+    ways = {Calibrated: lambda e: Calibrated(e, 6), Ensembling: lambda e: Ensembling([e])}
+    make = (ways | {Scaling: lambda e: Scaling(e, 2.0)}).get(kind, SizeCorrecting)
+    with pytest.raises(ValueError, match=f"{kind.__name__} is made of other estimators: store these"):
+        Stored(make(GradDot()), tmp_path / "effects")
+    setting = small_mlp()
+    stored = make(Stored(GradDot(), tmp_path / "effects")).fit(setting)
+    torch.testing.assert_close(stored(W), make(GradDot()).fit(setting)(W), rtol=1e-4, atol=1e-4)
+
+
+class Plain:
+    """An estimator that hands its effects to nobody."""
+
+    def fit(self, setting, at=None):
+        return LinearDatamodel(torch.ones(6), torch.arange(240.0).view(6, 40), output_shape=(6,))
+
+
+def test_effects_of_an_estimator_that_hands_them_to_nobody_are_written_too(tmp_path):
+    setting = small_mlp()
+    stored = Stored(Plain(), tmp_path / "effects").fit(setting)
+    assert isinstance(stored.effects, Effects)
+    torch.testing.assert_close(stored(W.float()), Plain().fit(setting)(W.float()))
+
+
 @pytest.mark.parametrize("penalty", [Lasso(), Ridge()], ids=["lasso", "ridge"])
-def test_regressions_with_a_prior_are_the_same_on_disk(penalty, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", [False, True], ids=["prior in memory", "prior on disk"])
+def test_regressions_with_a_prior_are_the_same_on_disk(penalty, kept, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HELD_BYTES", 2 * 8 * 40)
     setting, estimator = small_mlp(output=Logits()), Regression(subsets=30, penalty=penalty, prior=GradDot())
-    stored = Stored(estimator, tmp_path / "effects").fit(setting)
+    prior = Stored(GradDot(), tmp_path / "prior") if kept else GradDot()
+    stored = Stored(replace(estimator, prior=prior), tmp_path / "effects").fit(setting)
     torch.testing.assert_close(stored(W), estimator.fit(setting)(W), rtol=1e-3, atol=1e-3)
+
+
+def test_values_by_permutations_sum_up_in_a_file(monkeypatch):
+    game = small_mlp()
+    expected = DataShapley(2).fit(game)
+    monkeypatch.setattr("recipe.columns.HELD_BYTES", 0)
+    found = DataShapley(2).fit(game)
+    assert torch.equal(found.effects, expected.effects)
+    assert torch.equal(found.standard_error, expected.standard_error)
 
 
 def test_two_that_begin_at_once_share_the_store(tmp_path, monkeypatch):
