@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from recipe import batch as batches
+from recipe.announcement import announce, least_fit
 from recipe.batch import Batch
-from recipe.cost import Cost
+from recipe.cost import Cost, cost_of
 from recipe.notes import taking_notes
 from recipe.setting import Measure, Parameters, Setting, check_values
 from recipe.values import same_values
@@ -62,6 +63,9 @@ def records_origin(fit: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fit)
     def recorded(self: Any, setting: Setting, at: tuple[Tensor, Batch | None] | None = None) -> Any:
         started = time.perf_counter()
+        if _FITTING.get() is None:
+            what = f"Fitting {type(self).__name__} to n = {setting.n} points and m = {setting.m} outputs"
+            announce(what, least_fit(self, setting), lambda: cost_of(self, setting))
         token = _FITTING.set(self)
         try:
             with taking_notes(type(self).__name__) as notes:

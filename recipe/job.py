@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from recipe import plugins
+from recipe.announcement import expected
 from recipe.cost import Cost, cost_of
 from recipe.datamodel import OutputFunction
 from recipe.options import Choice, TaskOptions, say
@@ -92,14 +93,6 @@ def announce(f: Retrain, runs: Mapping[str, int], costs: Mapping[str, Callable[[
     say(f"n = {f.n} training points, m = {f.m} outputs, p = {f.setting.p} parameters. Models to train: {models}.")
     for why, cost in costs.items():
         say(f"Expected {why}: {expected(cost)}.")
-
-
-def expected(cost: Callable[[], Cost]) -> str:
-    """A cost, or why it is not known: an estimate that fails stops nobody."""
-    try:
-        return str(cost())
-    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-        return f"not known ({next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')})"
 
 
 def models_of(estimator: Any, f: Retrain) -> int:

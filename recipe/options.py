@@ -19,6 +19,7 @@ import typer
 from torch import Tensor
 
 from recipe import plugins
+from recipe.announcement import unannounced
 from recipe.arguments import load_setting
 from recipe.engine import engine
 from recipe.executors import Processes, WorkerDiedError
@@ -134,8 +135,8 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., str]], Calla
         def cli(**values: Any) -> None:
             options = first.annotation(**{p.name: values.pop(p.name) for p in (spec, *shared)})
             with user_errors():
-                # What the user's code prints goes to stderr.
-                with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), options.engine():
+                # What the user's code prints goes to stderr. A command announces the whole of its work by itself.
+                with contextlib.redirect_stdout(sys.stderr), unannounced(), warnings.catch_warnings(), options.engine():
                     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch itself raises it
                     text = run(options, **values)
                 typer.echo(text)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from recipe import batch as batches
+from recipe.announcement import announce, least_training
 from recipe.batch import Batch
 from recipe.cost import Cost
-from recipe.datamodel import OutputFunction
+from recipe.datamodel import OutputFunction, fitting
 from recipe.engine import current
 from recipe.setting import Measure, Parameters, Setting
 from recipe.shards import Shard, Trained, outputs_of, split, train_runs, train_shards
@@ -129,6 +130,12 @@ class Retrain(OutputFunction):
         return stack([found[key] for key in wanted])
 
     # ---- inside ----------------------------------------------------------------------------------------------------
+    def _cost(self, runs: Sequence[tuple[Tensor, int]]) -> Cost:
+        from recipe.work import Work  # which measures by training
+
+        points = sum(int((w > 0).sum()) for w, _ in runs) // len(runs)
+        return Work(self.setting).retraining(len(runs), points)
+
     def _outputs(self, runs: list[tuple[Tensor, int]], added: Batch | None) -> Tensor:
         keys = [_key(w, seed, added) for w, seed in runs]
         wanted = {key: run for key, run in zip(keys, runs, strict=True) if key not in self._measured}
@@ -160,6 +167,10 @@ class Retrain(OutputFunction):
         if not wanted:
             return
         runs = list(wanted.values())
+        if fitting() is None:
+            what = f"Training {len(runs)} models on subsets of n = {self.n} points"
+            least = sum(least_training(self.setting, 1) * float((w > 0).float().mean()) for w, _ in runs)
+            announce(what, least, lambda: self._cost(runs))
         parts = [list(part) for part in split(self.setting, runs)]
         shards = [Shard(torch.stack([runs[i][0] for i in p]), tuple(runs[i][1] for i in p), added) for p in parts]
         by_part = [[list(wanted)[i] for i in part] for part in parts]
