@@ -27,7 +27,7 @@ from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 ALONE = threading.Lock()  # torch has one generator and a model's hooks are its own: a process does one part at a time
-OUT = 32  # tasks that are out at once where an executor does not tell how many workers it has
+OUT = 32  # tasks that are out at once where workers are not counted, or may become more
 DEATHS = 3  # of workers that run a task alone, before the task is to blame
 
 
@@ -90,7 +90,7 @@ def completed(
 ) -> Iterator[tuple[int, Any]]:
     """`(i, function(*task(i)))` for every name, as results come.
 
-    Tasks are made when their turn comes, and twice as many are out at once as there are workers. One whose worker died
+    Tasks are made when their turn comes: a few more are out at once than there are workers. One whose worker died
     is tried again where the executor replaces workers: alone, so that a task that kills its workers is found out.
 
     Args:
@@ -146,9 +146,10 @@ def _room(executor: Executor) -> int:
     """How many tasks are out at once: more than there are workers, so that none waits for the next."""
     if isinstance(executor, Processes):
         return executor.workers + 1  # few are to be tried again where one dies
-    client = getattr(executor, "_client", None)  # Dask's, whose workers come and go
-    workers = getattr(executor, "_max_workers", 0) if client is None else sum(client.nthreads().values())
-    return 2 * workers or OUT
+    client = getattr(executor, "_client", None)
+    if client is not None:  # Dask's, whose workers come and go, and come where there is work for them
+        return max(OUT, 2 * sum(client.nthreads().values()))
+    return 2 * getattr(executor, "_max_workers", 0) or OUT
 
 
 def _in_worker(function: Callable[..., Any], *arguments: Any) -> Any:
