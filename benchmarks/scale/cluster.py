@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 
+import dask
 import torch
 from distributed import Client, LocalCluster
 
@@ -14,7 +15,7 @@ from recipe.digits import MLP_SGD, load_digits, mlp
 
 
 def main(runs: int = 1024) -> None:
-    """The same retrainings, interleaved so that what else the machine does falls on all."""
+    """The same retrainings everywhere; in one process before and after, since the machine may change its speed."""
     torch.set_num_threads(1)
     digits = load_digits()
     setting = Setting(mlp, digits.train, digits.targets, MLP_SGD)
@@ -25,33 +26,44 @@ def main(runs: int = 1024) -> None:
         outputs = Retrain(setting, executor=executor)(masks)
         return clock(), outputs
 
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-        Processes(2) as processes,
-    ):
-        for executor in (None, client.get_executor(), processes):
+    def on_dask(killing: bool = False, **config: bool) -> float:
+        names = {f"distributed.worker.{name.replace('_', '.')}": value for name, value in config.items()}
+        with (
+            dask.config.set(names),
+            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            executor = client.get_executor()
             Retrain(setting, seeds=(1, 2), executor=executor)(masks[:64])  # start-up and imports do not count
-        here, expected = timed()
-        there, outputs = timed(client.get_executor())
-        beside, others = timed(processes)
-        assert torch.equal(outputs, expected)
-        assert torch.equal(others, expected)
-        victim = next(iter(client.run(os.getpid).values()))
-        killer = threading.Timer(there / 2, os.kill, (victim, signal.SIGKILL))
-        killer.start()
-        after, outputs = timed(client.get_executor())
-        killer.join()
-        assert torch.equal(outputs, expected)
+            if killing:
+                victim = next(iter(client.run(os.getpid).values()))
+                killer = threading.Timer(here / 4, os.kill, (victim, signal.SIGKILL))
+                killer.start()
+            seconds, outputs = timed(executor)
+            if killing:
+                killer.join()
+            assert torch.equal(outputs, expected)
+            return seconds
+
+    Retrain(setting, seeds=(1, 2))(masks[:64])
+    here, expected = timed()
+    rows = [("one process, one thread", here)]
+    with Processes(2) as processes:
+        Retrain(setting, seeds=(1, 2), executor=processes)(masks[:64])
+        beside, outputs = timed(processes)
+    assert torch.equal(outputs, expected)
+    rows += [
+        ("`Processes(2)`", beside),
+        ("Dask, two worker processes, as it comes", on_dask()),
+        ("Dask, without its profiler", on_dask(profile_enabled=False)),
+        ("Dask, without its profiler, one worker killed half-way", on_dask(killing=True, profile_enabled=False)),
+    ]
+    again, _ = timed()
+    rows.append(("one process, one thread, once more", again))
     table(
         f"{runs} retrainings of the digits MLP, bit for bit the same everywhere",
         ("", "seconds", "against one process"),
-        [
-            ("one process, one thread", f"{here:.1f}", "1.00 x"),
-            ("Dask, two worker processes", f"{there:.1f}", f"{here / there:.2f} x"),
-            ("`Processes(2)`", f"{beside:.1f}", f"{here / beside:.2f} x"),
-            ("Dask, one worker killed half-way", f"{after:.1f}", f"{here / after:.2f} x"),
-        ],
+        [(what, f"{seconds:.1f}", f"{(here + again) / 2 / seconds:.2f} x") for what, seconds in rows],
     )
 
 
