@@ -16,7 +16,22 @@ def test_blocks_select_as_sorting_does(kind, k, monkeypatch):
     expected = torch.zeros(10_000, dtype=torch.bool)
     expected[score.argsort(descending=True, stable=True)[:k]] = True
     assert torch.equal(selection.largest(score, k, k), expected)
-    assert selection.kth_largest(score, k) == score.sort(descending=True).values[k - 1]
+
+
+def test_a_bracket_that_misses_changes_nothing(monkeypatch):
+    score = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    expected = selection.largest(score, 100, 100)
+    for bracket in ((5.0, 6.0), (-2.0, -1.0)):
+        monkeypatch.setattr(selection, "_bracket", lambda score, k, b=bracket: tuple(map(torch.tensor, b)))
+        assert torch.equal(selection.largest(score, 100, 100), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_floating_type(dtype):
+    score = torch.randn(100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.zeros(100, dtype=torch.bool)
+    expected[score.double().argsort(descending=True, stable=True)[:9]] = True
+    assert torch.equal(selection.largest(score, 9, 9), expected)
 
 
 def test_as_many_as_are_positive_between_the_limits():
