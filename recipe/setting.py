@@ -149,6 +149,11 @@ class Setting:
         return (batches.size(self.probe), *self._one_output.shape[1:])
 
     @property
+    def output_dtype(self) -> torch.dtype:
+        """The type of the outputs."""
+        return self._one_output.dtype
+
+    @property
     def m(self) -> int:
         """The number of outputs."""
         return int(torch.Size(self.output_shape).numel())

@@ -99,31 +99,41 @@ def _elsewhere(setting: Setting, shards: Sequence[Shard], executor: Executor) ->
     spread = Spread(partial(_work, setting), "training")
     parts = [(_to_arrays(shard),) for shard in shards]
     for i, (parameters, outputs, seconds) in spread.as_completed(executor, parts, [f"training {s}" for s in shards]):
-        runs = [{name: torch.from_numpy(a).to(setting.device) for name, a in run.items()} for run in parameters]
-        yield i, Trained(runs, torch.from_numpy(outputs).to(setting.device), seconds)
+        runs = [{name: _tensor(a).to(setting.device) for name, a in run.items()} for run in parameters]
+        yield i, Trained(runs, _tensor(outputs).to(setting.device), seconds)
 
 
 def _work(setting: Setting, arrays: Any) -> Any:
     """In a worker: train one shard. Numpy arrays travel, which takes a tenth of the time that tensors take."""
     trained = train_shard(setting, _from_arrays(arrays))
-    runs = [{name: t.cpu().numpy() for name, t in run.items()} for run in trained.parameters]
-    return runs, trained.outputs.cpu().numpy(), trained.seconds
+    runs = [{name: _array(t) for name, t in run.items()} for run in trained.parameters]
+    return runs, _array(trained.outputs), trained.seconds
+
+
+def _array(t: Tensor) -> np.ndarray:
+    """As numpy has it, which has no bfloat16."""
+    t = t.detach().cpu()
+    return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    t = torch.from_numpy(array)
+    return t.view(torch.bfloat16) if t.dtype == torch.uint16 else t
 
 
 def _to_arrays(shard: Shard) -> Any:
-    to_numpy: Any = lambda t: t.detach().cpu().numpy()  # noqa: E731
-    added = None if shard.added is None else batches.apply(to_numpy, shard.added)
-    w = shard.weights.cpu().numpy()
+    as_array: Any = _array
+    added = None if shard.added is None else batches.apply(as_array, shard.added)
+    w = shard.weights.cpu()
     bits = bool(((w == 0) | (w == 1)).all())
-    return np.packbits(w > 0, axis=1) if bits else w, bits, w.dtype.str, w.shape[1], shard.seeds, added
+    rows = np.packbits((w > 0).numpy(), axis=1) if bits else _array(w)
+    return rows, bits, w.dtype, w.shape[1], shard.seeds, added
 
 
 def _from_arrays(arrays: Any) -> Shard:
     w, bits, dtype, n, seeds, added = arrays
-    weights = np.unpackbits(w, axis=1, count=n).astype(dtype) if bits else w
-    if added is not None:
-        added = batches.apply(torch.from_numpy, added)
-    return Shard(torch.from_numpy(weights), seeds, added)
+    weights = torch.from_numpy(np.unpackbits(w, axis=1, count=n)).to(dtype) if bits else _tensor(w)
+    return Shard(weights, seeds, None if added is None else batches.apply(_tensor, added))
 
 
 def _room(setting: Setting) -> int:

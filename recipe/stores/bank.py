@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipe import batch as batches
 from recipe.setting import Parameters, Setting
 from recipe.shards import Shard, Trained
 from recipe.stores.fingerprint import fingerprint, measure_key
@@ -75,7 +76,8 @@ class Bank:
     def outputs(self, setting: Setting, keys: Sequence[str]) -> dict[str, Tensor]:
         """The outputs `(m,)` of those runs that are there and were measured like this."""
         found = self._find(keys, f"outputs/{measure_key(setting)}")
-        return {key: torch.from_numpy(values.copy()).to(setting.device) for key, values in found.items()}
+        dtype = setting.output_dtype
+        return {key: _tensor(values, dtype).to(setting.device, dtype) for key, values in found.items()}
 
     def known(self, keys: Sequence[str]) -> set[str]:
         """Those runs that are there, whatever was measured."""
@@ -111,10 +113,13 @@ class Bank:
             columns |= {"seed": np.array(shard.seeds, dtype=np.int64), "weights": weights}
             columns["seconds"] = np.full(len(keys), trained.seconds)
             attributes |= {"universe": setting.contents, "n": setting.n, "packed": packed}
+            if shard.added is not None and batches.size(shard.added):
+                attributes["added"] = batches.content_hash(shard.added)
             if self.parameters:
                 runs = trained.parameters
                 columns |= {_column(name): _array(torch.stack([run[name] for run in runs])) for name in runs[0]}
-        columns[f"outputs/{measure_key(setting)}"] = _array(outputs)
+        exact = torch.promote_types(outputs.dtype, torch.float32)
+        columns[f"outputs/{measure_key(setting)}"] = _array(outputs.to(exact))
         self._store.write(columns, attributes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -144,16 +149,17 @@ class Bank:
             lost, new = theirs - ours, ours - theirs
             if not lost or not new:
                 break
-            misfits.append((lost.total(), new.total(), theirs.total()))
+            misfits.append((lost.total(), new, theirs.total()))
         else:
             if misfits:
-                lost_count, new_count, total = min(misfits)
+                lost_count, new, total = min(misfits, key=lambda misfit: misfit[0])
                 first = next(i for i, e in enumerate(map(bytes, setting.examples)) if e in new)
                 raise ValueError(
                     f"The bank {self.path} belongs to another setting. Universe: of {total} examples in the bank, "
-                    f"{lost_count} are not in this setting, which has {new_count} others, the first at index {first}. "
-                    "A bank takes a universe that was shuffled, extended or cut, not one whose examples changed. Use "
-                    "another bank."
+                    f"{lost_count} are not in this setting, which has {new.total()} others, the first at index "
+                    f"{first}. A bank takes a universe that was shuffled, extended or cut, not one whose examples "
+                    "changed. Use another bank; where some were taken out and others put in, open this one with all of "
+                    "them first."
                 )
         self._store.write({"example": setting.examples}, {"kind": WHOLE, "universe": mine, "n": setting.n})
 
@@ -228,4 +234,4 @@ def _array(t: Tensor) -> np.ndarray:
 
 def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
     t = torch.from_numpy(values.copy())
-    return t.view(dtype) if dtype == torch.bfloat16 else t
+    return t.view(dtype) if t.dtype == torch.uint16 else t

@@ -18,6 +18,7 @@ objective.
 import functools
 import hashlib
 import pickle
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -32,6 +33,8 @@ from recipe.batch import DIGEST, Batch
 from recipe.setting import Setting
 
 DEPTH = 8  # of objects within objects; a cycle ends there
+OWN_DEPTH = 4  # the same of a module's attributes, which may lead to its configuration and to other modules
+OF_MODULES = set(vars(nn.Module()))  # attributes that any module has: parameters, submodules, hooks
 PLAIN = (bool, int, float, complex, str, bytes, torch.dtype)
 TAKEN = {"recipe", "estimators", "applications"}  # packages whose functions stand for themselves
 
@@ -47,7 +50,7 @@ def fingerprint(setting: Setting) -> dict[str, str]:
     """
     blank = setting._blank
     start = batches.content_hash(setting.initial(0))
-    structure = content_key(repr(blank).encode(), *_forwards(blank), " ".join(setting.trained).encode())
+    structure = content_key(_structure(blank).encode(), " ".join(setting.trained).encode())
     return {
         "model": f"{type(blank).__name__} with {setting.p} parameters, structure {structure}, start {start}",
         "algorithm": identity(setting.algorithm),
@@ -90,7 +93,7 @@ def identity(value: Any, depth: int = DEPTH) -> str:
         >>> identity(lambda z: z + 1) == identity(lambda z: z + 2)
         False
     """
-    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype, torch.device)):
+    if value is None or isinstance(value, (*PLAIN, torch.device)):
         return repr(value)
     if depth == 0:
         return type(value).__name__
@@ -99,9 +102,12 @@ def identity(value: Any, depth: int = DEPTH) -> str:
         t = torch.as_tensor(value)
         return f"tensor{tuple(t.shape)} {batches.content_hash((t,))}"
     if isinstance(value, nn.Module):
-        structure, state = content_key(repr(value).encode()), batches.content_hash(dict(value.state_dict()))
+        structure, state = (
+            content_key(_structure(value, depth).encode()),
+            batches.content_hash(dict(value.state_dict())),
+        )
         return f"{type(value).__name__} {structure} {state}"
-    if isinstance(value, type):
+    if isinstance(value, (type, types.ModuleType)):
         return _name(value)
     if is_dataclass(value):
         # As in the value's own equality: what does not take part in it does not distinguish two settings either.
@@ -111,8 +117,8 @@ def identity(value: Any, depth: int = DEPTH) -> str:
         return f"partial({inner(value.func)}, {inner(value.args)}, {inner(value.keywords)})"
     if isinstance(value, types.FunctionType):
         enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
-        rest = inner((enclosed, value.__defaults__, value.__kwdefaults__)) if enclosed or value.__defaults__ else ""
-        return f"{_name(value)} {content_key(*_codes(value))}{rest}"
+        own = (enclosed, value.__defaults__, value.__kwdefaults__)
+        return f"{_name(value)} {content_key(*_codes(value))}{inner(own) if any(own) else ''}"
     if isinstance(value, types.MethodType):
         return f"{inner(value.__self__)}.{value.__name__}"
     if isinstance(value, types.BuiltinFunctionType):
@@ -125,6 +131,17 @@ def identity(value: Any, depth: int = DEPTH) -> str:
     return f"{_name(type(value))}{_behaviour(type(value))}{inner(_state(value))}"
 
 
+def _structure(model: nn.Module, depth: int = DEPTH) -> str:
+    """What a model computes, but for its parameters: every module's kind, its own attributes and its code."""
+    lines = []
+    for path, module in model.named_modules():
+        own = {name: value for name, value in vars(module).items() if name not in OF_MODULES}
+        code = "" if type(module).__module__.startswith("torch.") else content_key(*_codes(type(module)))
+        shapes = [(name, tuple(t.shape), t.requires_grad) for name, t in module.named_parameters(recurse=False)]
+        lines.append(f"{path}: {_name(type(module))} {code} {shapes} {identity(own, min(depth, OWN_DEPTH) - 1)}")
+    return "\n".join(lines)
+
+
 def _behaviour(kind: type) -> str:
     """What the methods of a class do, where it is the user's own."""
     own = any(isinstance(method, types.FunctionType) for method in vars(kind).values())
@@ -134,18 +151,12 @@ def _behaviour(kind: type) -> str:
 def _state(value: Any) -> Any:
     """What distinguishes an object from others of its type: its attributes, or what would make it again."""
     if hasattr(value, "__dict__"):
-        return vars(value)
+        own = not _is_installed(type(value))  # of other packages' objects what is private is a matter of their own
+        return {name: attribute for name, attribute in vars(value).items() if own or not name.startswith("_")}
     try:
         return value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)[1:3]  # `operator.itemgetter(1)`, say, or one with slots
     except (TypeError, AttributeError, IndexError):
         return {}
-
-
-def _forwards(model: nn.Module) -> list[bytes]:
-    """The code of the modules that are not torch's own: what they are made of does not say what they compute."""
-    kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
-    forwards = {_name(kind): kind.forward for kind in kinds if isinstance(kind.forward, types.FunctionType)}
-    return [code for _, forward in sorted(forwards.items()) for code in _codes(forward)]
 
 
 def _codes(value: types.FunctionType | type) -> list[bytes]:
@@ -158,11 +169,12 @@ def _codes(value: types.FunctionType | type) -> list[bytes]:
             return
         if isinstance(value, type):
             found[_name(value)] = b"class"
-            for method in vars(value).values():
-                if isinstance(method, types.FunctionType):
-                    visit(method)
+            for kind in value.__mro__:
+                for member in vars(kind).values() if _package(kind) == package else ():
+                    for method in _functions(member):
+                        visit(method)
             return
-        found[_name(value)] = _code(value.__code__)
+        found[_name(value)] = _code(value.__code__) + "".join(map(_default, _defaults(value))).encode()
         if package in TAKEN or "-packages" in value.__code__.co_filename:  # site-packages, dist-packages
             return
         places = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
@@ -177,10 +189,29 @@ def _codes(value: types.FunctionType | type) -> list[bytes]:
     return [code for _, code in sorted(found.items())]
 
 
+def _functions(member: Any) -> list[types.FunctionType]:
+    """Those behind a member of a class: a method, a property, a class method."""
+    around = (member, getattr(member, "__func__", None), getattr(member, "fget", None), getattr(member, "func", None))
+    return [function for function in around if isinstance(function, types.FunctionType)]
+
+
+def _defaults(function: types.FunctionType) -> list[Any]:
+    by_name = function.__kwdefaults__ or {}
+    return [*(function.__defaults__ or ()), *(by_name[name] for name in sorted(by_name))]
+
+
+def _default(value: Any) -> str:
+    return _constant(value) if _is_constant(value) and not isinstance(value, (Tensor, np.ndarray)) else ""
+
+
 def _is_constant(value: Any) -> bool:
     if isinstance(value, (tuple, frozenset)):
         return all(map(_is_constant, value))
     return value is None or isinstance(value, (*PLAIN, Tensor, np.ndarray))
+
+
+def _is_installed(kind: type) -> bool:
+    return "-packages" in (getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
 
 
 def _package(value: Any) -> str:
@@ -203,7 +234,7 @@ def content_key(*parts: bytes) -> str:
 
 
 def _name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
+    return value.__name__ if isinstance(value, types.ModuleType) else f"{value.__module__}.{value.__qualname__}"
 
 
 def _code(code: types.CodeType) -> bytes:

@@ -126,9 +126,10 @@ def check(path: str | os.PathLike[str], repair: bool = False) -> Health:
 def export(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     """All runs in one file, by its ending: `.npz`, `.csv` or `.parquet`; how many they are.
 
-    Arrays of the `.npz`: `key`, `seed`, `seconds`, `examples (N, 16)`, `weights (r, N)` over them, and
-    `outputs/<measure> (r, m)` for each pair of targets and output, NaN where a run was not measured. In tables a run is
-    a row, its points are listed as `index` or `index:weight`, and each output is a column.
+    Arrays of the `.npz`: `key`, `seed`, `seconds`, `examples (N, 16)`, `weights (r, N)` over them, `added`, what
+    identifies the examples added to a run by their content (empty: none), and `outputs/<measure> (r, m)` for each pair of
+    targets and output, NaN where a run was not measured. In tables a run is a row, its points are listed as `index` or
+    `index:weight`, and each output is a column.
 
     Raises:
         ValueError: there is no bank, or another ending.
@@ -149,12 +150,12 @@ class _Columns:
 
     def __init__(self, store: Segments) -> None:
         self._store = store
-        self._whole = [name for name in store.names() if store.document(name) is not None]
+        self._documents = {name: found for name in store.names() if (found := store.document(name)) is not None}
         self._keys = {name: [bytes(key).hex() for key in store.read(name, "key")] for name in self.names(RUNS)}
 
     def names(self, kind: str) -> list[str]:
         """The complete segments of a kind."""
-        return [name for name in self._whole if (self._store.document(name) or {})["kind"] == kind]
+        return [name for name, document in self._documents.items() if document["kind"] == kind]
 
     @property
     def keys(self) -> list[str]:
@@ -186,12 +187,14 @@ class _Columns:
         seeds, seconds = self.read("seed"), self.read("seconds")
         keys = sorted(seeds)
         examples, weights = self._weights(keys)
+        places: Any = self.rows("seed")
         out = {
             "key": np.array(keys),
             "seed": np.array([seeds[key] for key in keys]),
             "seconds": np.array([seconds[key] for key in keys]),
             "examples": examples,
             "weights": weights,
+            "added": np.array([self._documents[name].get("added", "") for name, _ in map(places.get, keys)]),
         }
         for column in sorted({c for c in self.of if c.startswith("outputs/")}):
             values = self.read(column)
@@ -210,12 +213,18 @@ class _Columns:
             for example in map(bytes, self._store.read(name, "example")):
                 index.append(places.setdefault((example, copies[example]), len(places)))
                 copies[example] += 1
-            columns[(self._store.document(name) or {})["universe"]] = np.array(index)
+            columns[self._documents[name]["universe"]] = np.array(index)
         weights = np.zeros((len(keys), len(places)), dtype=np.float32)
         for i, (name, row) in enumerate(map(self.rows("weights").__getitem__, keys)):
-            described = self._store.document(name) or {}
+            described = self._documents[name]
             values = self._store.read(name, "weights")[row]
             values = np.unpackbits(values, count=described["n"]) if described["packed"] else values
+            if described["universe"] not in columns:
+                raise ValueError(
+                    f"{self._store.address} lacks the list of examples that runs were trained on; it was damaged and "
+                    "taken out. Open the bank with its setting, `Retrain(setting, bank=...)`, which writes the list "
+                    "again, and export then."
+                )
             weights[i, columns[described["universe"]]] = values
         return np.array([list(example) for example, _ in places], dtype=np.uint8), weights
 
@@ -233,6 +242,8 @@ def _write_table(arrays: Mapping[str, np.ndarray], out: Path) -> None:
 
     points = [" ".join(_points(row)) for row in arrays["weights"]]
     table = pd.DataFrame({"key": arrays["key"], "seed": arrays["seed"], "seconds": arrays["seconds"], "points": points})
+    if arrays["added"].astype(bool).any():
+        table["added"] = arrays["added"]
     measured = [
         pd.DataFrame(values, columns=[f"{name}/{j}" for j in range(values.shape[1])])
         for name, values in arrays.items()

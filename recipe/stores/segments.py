@@ -149,12 +149,15 @@ class Segments:
         digests = {path: _digest(data) for path, data in sorted(objects.items())}
         document = _group({"recipe": {**attributes, "columns": list(columns), "objects": digests}})
         name = _digest(document)
+        if self.document(name) is not None:
+            return name  # written before, by another process perhaps
         try:
             for path, data in objects.items():
                 put(self.fs, f"{self.root}/segments/{name}/{path}", data)
             put(self.fs, f"{self.root}/segments/{name}/{DOCUMENT}", document)
         except OSError as error:
-            self.remove(name)
+            if self.document(name) is None:
+                self.remove(name)
             raise OSError(
                 error.errno,
                 f"{error.strerror or error} while writing to {self.address}. What was complete before is still there "

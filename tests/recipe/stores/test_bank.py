@@ -1,6 +1,7 @@
 """The bank: nothing that was trained is trained again, and nothing foreign or damaged is taken for it."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -8,8 +9,22 @@ import pytest
 import torch
 import zarr
 
-from recipe import SGD, Bank, Custom, DamagedError, Logits, Loss, Newton, Objective, Retrain, Setting, random_subsets
+from recipe import (
+    SGD,
+    Bank,
+    Custom,
+    DamagedError,
+    Logits,
+    Loss,
+    Newton,
+    Objective,
+    Processes,
+    Retrain,
+    Setting,
+    random_subsets,
+)
 from recipe import batch as batches
+from recipe.stores import inspection, segments
 from recipe.stores.segments import Segments
 from tests.worlds import blobs, logistic, small_mlp
 
@@ -268,3 +283,48 @@ def test_a_bank_without_parameters_holds_no_run_twice(tmp_path):
     trained = len(runs)
     Retrain(setting, bank=Bank(tmp_path / "bank")).on(output=Loss())(W), again(W[:1])
     assert len(runs) == trained
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_models_in_bfloat16(tmp_path, workers):
+    data = (torch.randn(12, 2).bfloat16(), torch.arange(12) % 3)
+    rule = SGD(epochs=2, batch_size=4, lr=0.1)
+    setting = Setting(lambda: torch.nn.Linear(2, 3).bfloat16(), data, data, rule)
+    weights, bank = torch.ones(2, 12), Bank(tmp_path / "bank", parameters=True)
+    with Processes(workers) if workers else nullcontext() as executor:
+        first = Retrain(setting, bank=bank, executor=executor)(weights)
+    again = Retrain(setting, bank=bank)
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(again(weights), first)
+    assert torch.equal(again.on(data)(weights), first)
+    inspection.export(tmp_path / "bank", tmp_path / "runs.npz")
+    (values,) = [a for name, a in np.load(tmp_path / "runs.npz").items() if name.startswith("outputs/")]
+    torch.testing.assert_close(torch.from_numpy(values[0]).bfloat16(), first[0])
+
+
+def test_what_another_process_completed_stays_when_the_disk_is_full(tmp_path, monkeypatch):
+    setting, _ = counted()
+    Retrain(setting, bank=Bank(tmp_path / "bank"))(W)
+    store, put = Segments(str(tmp_path / "bank"), "bank"), segments.put
+    whole = len([name for name in store.names() if store.document(name)])
+    monkeypatch.setattr(segments, "put", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    store.write({"example": setting.examples}, {"kind": "universe", "universe": setting.contents, "n": setting.n})
+    with pytest.raises(OSError, match="No space left on device while writing"):
+        store.write({"example": setting.examples}, {"kind": "universe", "universe": "another", "n": setting.n})
+    monkeypatch.setattr(segments, "put", put)
+    fresh = Segments(str(tmp_path / "bank"), "bank")
+    assert len([name for name in fresh.names() if fresh.document(name)]) == whole
+
+
+def test_export_says_what_a_repair_took_out_and_how_it_comes_back(tmp_path):
+    setting, _ = counted()
+    added = batches.take(setting.probe, slice(0, 2))
+    Retrain(setting, bank=Bank(tmp_path / "bank"))(W)
+    Retrain(setting, bank=Bank(tmp_path / "bank"))(W[:1], added)
+    damaged(tmp_path / "bank", "example")
+    inspection.check(tmp_path / "bank", repair=True)
+    with pytest.raises(ValueError, match="lacks the list of examples .* Open the bank with its setting"):
+        inspection.export(tmp_path / "bank", tmp_path / "runs.npz")
+    Retrain(setting, bank=Bank(tmp_path / "bank"))
+    assert inspection.export(tmp_path / "bank", tmp_path / "runs.npz") == 6
+    assert sorted(np.load(tmp_path / "runs.npz")["added"]) == [""] * 5 + [batches.content_hash(added)]

@@ -9,8 +9,9 @@ import textwrap
 
 import pytest
 import torch
+from torch import nn
 
-from recipe import CrossEntropy
+from recipe import SGD, Bank, CrossEntropy, Retrain, Setting
 from recipe.stores.fingerprint import identity
 
 SOURCE = """
@@ -88,6 +89,83 @@ def test_attributes_identify_an_object():
     assert identity(operator.itemgetter(1)) == identity(operator.itemgetter(1))
     assert identity(operator.attrgetter("a")) != identity(operator.attrgetter("b"))
     assert identity(functools.partial(max, 1)) != identity(functools.partial(max, 2))
+
+
+class Body(nn.Module):
+    """A model of the user's own."""
+
+    scale: float = 1.0
+
+    def __init__(self, act=torch.relu, scale=1.0):
+        super().__init__()
+        self.layer, self.act, self.scale = nn.Linear(2, 2), act, scale
+
+    def forward(self, x):
+        return self.body(x) * self.scale
+
+    def body(self, x):
+        return self.act(self.layer(x))
+
+
+class Other(Body):
+    def body(self, x):
+        return self.act(self.layer(x)) - x
+
+
+class Focal(nn.Module):
+    def __init__(self, gamma):
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, z, batch):
+        return z.sum(1) ** self.gamma
+
+
+MODELS = {
+    "heads": (lambda: nn.MultiheadAttention(8, 2), lambda: nn.MultiheadAttention(8, 4)),
+    "activation": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 8, activation="relu"),
+        lambda: nn.TransformerEncoderLayer(8, 2, 8, activation="gelu"),
+    ),
+    "attribute": (Body, lambda: Body(scale=0.1)),
+    "function": (Body, lambda: Body(act=torch.tanh)),
+    "method": (Body, Other),
+    "loss": (lambda: Focal(2.0), lambda: Focal(3.0)),
+    "pooling": (lambda: nn.AvgPool2d(2), lambda: nn.AvgPool2d(2, stride=1)),
+}
+
+
+@pytest.mark.parametrize("pair", MODELS.values(), ids=MODELS)
+def test_modules_are_known_by_all_that_they_compute(pair):
+    def known(make):
+        torch.manual_seed(0)
+        return identity(make())
+
+    first, second = pair
+    assert known(first) == known(first)
+    assert known(first) != known(second)
+
+
+def test_a_bank_refuses_another_model_of_the_same_parameters(tmp_path):
+    data = (torch.randn(8, 2), torch.arange(8) % 2)
+
+    def setting(**kinds):
+        return Setting(lambda: Body(**kinds), data, data, SGD(epochs=1, batch_size=4, lr=0.1))
+
+    Retrain(setting(), bank=Bank(tmp_path / "bank"))
+    for kinds in ({"scale": 0.1}, {"act": torch.tanh}):
+        with pytest.raises(ValueError, match="belongs to another setting. Model: the bank has"):
+            Retrain(setting(**kinds), bank=Bank(tmp_path / "bank"))
+
+
+def test_defaults_identify_a_function():
+    def made(**default):
+        names = {"__name__": "mine.losses"}
+        exec(f"def loss(z, batch, *, power={default['power']}):\n    return z**power", names)
+        return names["loss"]
+
+    assert identity(made(power=2)) != identity(made(power=3))
+    assert identity(made(power=2)) == identity(made(power=2))
 
 
 def test_what_the_package_brings_stands_for_itself():
