@@ -42,7 +42,7 @@ from recipe import calculus
 from recipe.algorithms import SGD, AdamW
 from recipe.batch import Batch
 from recipe.cost import Cost, along, measured
-from recipe.datamodel import LinearDatamodel, records_origin
+from recipe.datamodel import LinearDatamodel, product, records_origin
 from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
 from recipe.stores import collected_by_outputs
@@ -190,8 +190,13 @@ def _datamodel(setting: Setting, replays: list[Replay], probe: Probe | None) -> 
             return torch.stack(parts).mean(0)
 
         collected = collected_by_outputs(effects, setting.output_shape, setting.n)
-        if probe is not None and not foreseen:  # all effects were there
-            foreseen += [probe.moves @ block.T for block in _effects(setting, replays[0], bar.update)]
+        if probe is not None and sum(t.shape[1] for t in foreseen) < setting.m:  # effects that were there already
+            one = len(replays) == 1
+            foreseen = (
+                [product(collected, probe.moves)]
+                if one
+                else [probe.moves @ block.T for block in _effects(setting, replays[0], bar.update)]
+            )
     with torch.no_grad():
         outputs = torch.stack([setting.outputs(replay.end) for replay in replays]).mean(0)
 

@@ -56,15 +56,19 @@ def expected(cost: Callable[[], Cost]) -> str:
         return f"not known ({next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')})"
 
 
-def least_training(setting: Any, runs: int) -> float:
+def least_training(setting: Any, runs: float) -> float:
     """Operations that so many runs take at least: a product forwards and one back, a parameter and example."""
     return 4.0 * runs * setting.p * setting.n * getattr(setting.algorithm, "epochs", 1)
 
 
 def least_fit(estimator: Any, setting: Any) -> float:
     """Operations that a fit takes at least, by the names that estimators give the numbers of what they train."""
-    runs = sum(getattr(estimator, name, 0) for name in ("models", "subsets"))
-    return (0.0 if setting.checkpoints else least_training(setting, runs)) + 2.0 * setting.p * setting.n
+    runs = getattr(estimator, "subsets", 0) + getattr(estimator, "permutations", 0) * setting.n / 2
+    runs += 0 if setting.checkpoints else getattr(estimator, "models", 0)
+    within = [getattr(estimator, name, None) for name in ("estimator", "prior")]
+    parts = [part for part in (*within, *getattr(estimator, "estimators", ())) if part is not None]
+    own = least_training(setting, runs) + 2.0 * setting.p * setting.n
+    return own + sum(least_fit(part, setting) for part in parts)
 
 
 def _read() -> bool:

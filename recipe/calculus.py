@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,14 @@ class Point:
     parameters: Parameters
     weights: Tensor
     data: Batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: data that are the setting's universe do not travel a second time, or not at all."""
+        return {**self.__dict__, "data": None} if self.data is self.setting.pool else self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        whole = state["data"] if state["data"] is not None else state["setting"].pool
+        self.__dict__.update(state | {"data": whole})
 
     @property
     def theta(self) -> Tensor:
@@ -263,18 +272,22 @@ def _operator(point: Point, damping: float, linearised: Callable[[Batch, Tensor]
     A single part is linearised once. Several are linearised anew for every product: memory does not grow with n.
     """
     setting = point.setting
-    parts = passes(setting, point.data)
-    shares = point.shares.split([batches.size(part) for part in parts])
-    kept = linearised(parts[0], shares[0]) if len(parts) == 1 else None
-    spread = Spread(lambda i, vectors: linearised(parts[i], shares[i])(vectors), "products with the curvature")
+    ends = [0, *accumulate(batches.size(part) for part in passes(setting, point.data))]
+    parts = [slice(start, stop) for start, stop in pairwise(ends)]
+    kept = linearised(point.data, point.shares) if len(parts) == 1 else None
+    spread = Spread(partial(_term, point, linearised), "products with the curvature")
 
     def product(vectors: Tensor) -> Tensor:
         total = (setting.algorithm.objective.l2 + damping) * vectors
-        for term in [kept(vectors)] if kept else spread([(i,) for i in range(len(parts))], vectors):
+        for term in [kept(vectors)] if kept else spread([(part,) for part in parts], vectors):
             total = total + term
         return total
 
     return Operator(product, setting.p, setting.flat(point.parameters), point, damping)
+
+
+def _term(point: Point, linearised: Callable[[Batch, Tensor], Product], part: slice, vectors: Tensor) -> Tensor:
+    return linearised(batches.take(point.data, part), point.shares[part])(vectors)
 
 
 def pushed(setting: Setting, at: Parameters, function: Callable[[Parameters], Tensor], vectors: Tensor) -> Tensor:

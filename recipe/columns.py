@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class Columns:
     """A universe made of columns of a `datasets.Dataset`, chosen by name, read where it lies.
 
     Args:
-        dataset: a `datasets.Dataset`, or anything map-style whose examples are mappings.
+        dataset: a `datasets.Dataset`, or anything map-style whose examples are mappings. Lists have the type of their
+            column, images become `(channels, height, width)`.
         inputs: the columns that the model gets, in its order.
         labels: the column of the labels.
 
@@ -65,9 +67,27 @@ class Columns:
         return [*self.inputs, self.labels]
 
     def _example(self, row: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.as_tensor(np.asarray(row[name]) if isinstance(row[name], list) else row[name]) for name in self._names
-        )
+        return tuple(self._tensor(name, row[name]) for name in self._names)
+
+    def _tensor(self, name: str, value: Any) -> Tensor:
+        if isinstance(value, list):
+            value = np.asarray(value, dtype=self._floats.get(name))
+        elif hasattr(value, "getbands"):  # an image of PIL, whose channels come last
+            pixels = torch.from_numpy(np.array(value))
+            return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+        return torch.as_tensor(value)
+
+    @cached_property
+    def _floats(self) -> dict[str, str]:
+        """The types of columns of numbers that are not whole: in Python's lists they would all be float64."""
+        found = {}
+        for name, feature in (getattr(self.dataset, "features", None) or {}).items():
+            while isinstance(feature, list) or hasattr(feature, "feature"):
+                feature = feature[0] if isinstance(feature, list) else feature.feature
+            kind = str(getattr(feature, "dtype", ""))
+            if kind.startswith("float"):
+                found[name] = kind
+        return found
 
 
 def read_all(data: Any, collate: Callable[[list[Any]], Any]) -> Any:

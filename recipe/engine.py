@@ -12,7 +12,9 @@ has, to the last bit where the machines compute alike.
 
 import contextlib
 import functools
+import glob
 import os
+import socket
 import tempfile
 import uuid
 import weakref
@@ -21,6 +23,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,7 +136,9 @@ class Spread:
     @functools.cached_property
     def _path(self) -> str:
         function = dumps(self._function, f"What is needed for {self._what}")
-        handle, path = tempfile.mkstemp(prefix="recipe-", dir=os.environ.get("RECIPE_CACHE"))
+        folder = os.environ.get("RECIPE_CACHE") or tempfile.gettempdir()
+        _sweep(folder)
+        handle, path = tempfile.mkstemp(prefix=f"recipe-{socket.gethostname()}-{os.getpid()}-", dir=folder)
         weakref.finalize(self, _unlink, path, os.getpid())
         with os.fdopen(handle, "wb") as file:
             file.write(function)
@@ -175,6 +180,25 @@ def _evaluate(key: str, path: str, arguments: bytes, function: bytes | None) -> 
         with torch.set_grad_enabled(grad):
             answer = _FUNCTIONS[key](*part)
         return dumps(answer.detach() if isinstance(answer, Tensor) else answer, "An answer")
+
+
+def _sweep(folder: str) -> None:
+    """Remove what processes of this machine left there that were killed."""
+    mine = f"recipe-{socket.gethostname()}-"
+    for path in Path(folder).glob(f"{glob.escape(mine)}*-*"):
+        owner = path.name.removeprefix(mine).partition("-")[0]
+        if owner.isdigit() and not _runs(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def _unlink(path: str, owner: int) -> None:

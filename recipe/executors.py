@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from multiprocessing import connection
 from typing import Any
 
 import cloudpickle
@@ -77,7 +78,19 @@ class Processes(Executor):
         context = multiprocessing.get_context("forkserver" if there else "spawn")
         if there:
             context.set_forkserver_preload(["recipe.shards"])
-        return ProcessPoolExecutor(self.workers, context, initializer=torch.set_num_threads, initargs=(threads,))
+        return ProcessPoolExecutor(self.workers, context, initializer=_begin, initargs=(threads,))
+
+
+def _begin(threads: int) -> None:
+    """In a new worker: its share of the cores, and an end when who started it is gone, killed say."""
+    torch.set_num_threads(threads)
+    if (parent := multiprocessing.parent_process()) is not None:
+
+        def follow() -> None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def completed(
@@ -111,7 +124,7 @@ def completed(
     try:
         while waiting or suspects or flying:
             most = 1 if suspects else _room(executor)
-            first = min([*flying.values(), *suspects, *list(waiting)[:1]])
+            first = min([*flying.values(), *suspects, *([waiting[0]] if waiting else [])])
             while len(flying) < most and (suspects or (waiting and (ahead is None or waiting[0] < first + ahead))):
                 i = (suspects or waiting).popleft()
                 try:
@@ -184,7 +197,8 @@ def _check_replaced(executor: Executor, name: str, deaths: int, error: BaseExcep
     if deaths > DEATHS:
         raise WorkerDiedError(
             f"Workers died {deaths} times while {name}, the last times with nothing beside it. It may need more memory "
-            "than there is, or crash; try it in this process, without an executor."
+            "than there is, or crash; try it in this process, without an executor. In a script, work that starts "
+            'processes belongs below `if __name__ == "__main__":`, since each of them imports the script.'
         ) from error
 
 

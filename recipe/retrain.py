@@ -3,10 +3,10 @@
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,15 +26,17 @@ from recipe.training import stack
 __all__ = ["Retrain", "train_runs"]
 
 MEMORY_BYTES = 2**30  # of parameters that stay in memory for `on` and for asking again
+OUTPUT_BYTES = 2**30  # of outputs that do
 
+V = TypeVar("V")
 Wanted = Mapping[str, tuple[Tensor, int]]  # runs (weights (n,), seed) by key
 
 
 class Retrain(OutputFunction):
     """Outputs after really training: `f(w, added) = mean over seeds of output(targets; train(w, seed, added))`.
 
-    Runs are remembered (up to 1 GiB of parameters, the oldest forgotten first), so that asking again, or asking
-    `f.on(other_targets)`, does not train again.
+    Runs are remembered (up to 1 GiB of parameters and 1 GiB of outputs, the oldest forgotten first), so that asking
+    again, or asking `f.on(other_targets)`, does not train again.
 
     Args:
         setting: what to train and what to measure.
@@ -63,8 +65,8 @@ class Retrain(OutputFunction):
         self.bank, self.executor = bank or current().bank, executor or current().executor
         if self.bank is not None:
             self.bank.admit(setting)
-        self._runs = _Runs()
-        self._measured: dict[str, Tensor] = {}  # outputs (m,) by run, small enough to keep
+        self._runs: _Kept[Parameters] = _Kept(MEMORY_BYTES, _nbytes)
+        self._measured = _outputs_kept()
 
     @property
     def setting(self) -> Setting:
@@ -100,7 +102,7 @@ class Retrain(OutputFunction):
     def on(self, targets: Any = None, output: Measure | None = None) -> "Retrain":
         """The same runs, measured on other targets or by another output; what is remembered trains no more."""
         other = copy.copy(self)
-        other._setting, other._measured = self.setting.on(targets, output), {}
+        other._setting, other._measured = self.setting.on(targets, output), _outputs_kept()
         return other
 
     def runs(self) -> "list[Retrain]":
@@ -138,27 +140,30 @@ class Retrain(OutputFunction):
 
     def _outputs(self, runs: list[tuple[Tensor, int]], added: Batch | None) -> Tensor:
         keys = [_key(w, seed, added) for w, seed in runs]
-        wanted = {key: run for key, run in zip(keys, runs, strict=True) if key not in self._measured}
-        if wanted:
-            self._measure(wanted, added)
-        return torch.stack([self._measured[key] for key in keys])
+        found = {key: outputs for key in keys if (outputs := self._measured.get(key)) is not None}
+        if wanted := {key: run for key, run in zip(keys, runs, strict=True) if key not in found}:
+            found |= self._measure(wanted, added)
+            for key in wanted:
+                self._measured.put(key, found[key])
+        return torch.stack([found[key] for key in keys])
 
-    def _measure(self, wanted: Wanted, added: Batch | None) -> None:
+    def _measure(self, wanted: Wanted, added: Batch | None) -> dict[str, Tensor]:
         """Outputs from the bank, else from parameters that are still there, else by training."""
-        names = self._names(wanted, added)
+        names, found = self._names(wanted, added), dict[str, Tensor]()
         if self.bank is not None:
             banked = self.bank.outputs(self.setting, list(names.values()))
-            self._measured.update({key: banked[name] for key, name in names.items() if name in banked})
-        left = [key for key in wanted if key not in self._measured]
+            found.update({key: banked[name] for key, name in names.items() if name in banked})
+        left = [key for key in wanted if key not in found]
         block = max(1, MEMORY_BYTES // _nbytes(self.setting.initial(0)))
         for keys in (left[i : i + block] for i in range(0, len(left), block)):
             if there := self._remembered(keys, names):
                 outputs = outputs_of(self.setting, list(there.values()))
-                self._measured.update(zip(there, outputs, strict=True))
+                found.update(zip(there, outputs, strict=True))
                 if self.bank is not None:
                     self.bank.add(self.setting, [names[key] for key in there], outputs)
-        for _ in self._train({key: wanted[key] for key in left if key not in self._measured}, names, added):
-            pass
+        for keys, trained in self._train({key: wanted[key] for key in left if key not in found}, names, added):
+            found.update(zip(keys, trained.outputs, strict=True))
+        return found
 
     def _train(
         self, wanted: Wanted, names: Mapping[str, str], added: Batch | None
@@ -176,9 +181,9 @@ class Retrain(OutputFunction):
         by_part = [[list(wanted)[i] for i in part] for part in parts]
         for number, trained in train_shards(self.setting, shards, self.executor):
             keys = by_part[number]
-            self._measured.update(zip(keys, trained.outputs, strict=True))
-            for key, parameters in zip(keys, trained.parameters, strict=True):
+            for key, parameters, outputs in zip(keys, trained.parameters, trained.outputs, strict=True):
                 self._runs.put(key, parameters)
+                self._measured.put(key, outputs)
             self._keep([names[key] for key in keys] if names else [], trained, shards[number])
             yield keys, trained
 
@@ -219,21 +224,27 @@ def _distinct(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-class _Runs:
-    """Trained parameters by key, the oldest forgotten when they outgrow `MEMORY_BYTES`."""
+class _Kept(Generic[V]):
+    """Values by key, the oldest forgotten when they outgrow a number of bytes."""
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, Parameters] = OrderedDict()
-        self._bytes = 0
+    def __init__(self, most: int, size: Callable[[V], int]) -> None:
+        self._kept: OrderedDict[str, V] = OrderedDict()
+        self._most, self._size, self._bytes = most, size, 0
 
-    def get(self, key: str) -> Parameters | None:
+    def get(self, key: str) -> V | None:
         return self._kept.get(key)
 
-    def put(self, key: str, parameters: Parameters) -> None:
-        self._kept[key] = parameters
-        self._bytes += _nbytes(parameters)
-        while self._bytes > MEMORY_BYTES and len(self._kept) > 1:
-            self._bytes -= _nbytes(self._kept.popitem(last=False)[1])
+    def put(self, key: str, value: V) -> None:
+        if key in self._kept:
+            return
+        self._kept[key] = value
+        self._bytes += self._size(value)
+        while self._bytes > self._most and len(self._kept) > 1:
+            self._bytes -= self._size(self._kept.popitem(last=False)[1])
+
+
+def _outputs_kept() -> _Kept[Tensor]:
+    return _Kept(OUTPUT_BYTES, lambda outputs: outputs.nbytes)
 
 
 def _nbytes(parameters: Parameters) -> int:

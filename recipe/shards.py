@@ -132,8 +132,9 @@ def _to_arrays(shard: Shard) -> Any:
 
 def _from_arrays(arrays: Any) -> Shard:
     w, bits, dtype, n, seeds, added = arrays
+    from_array: Any = _tensor
     weights = torch.from_numpy(np.unpackbits(w, axis=1, count=n)).to(dtype) if bits else _tensor(w)
-    return Shard(weights, seeds, None if added is None else batches.apply(_tensor, added))
+    return Shard(weights, seeds, None if added is None else batches.apply(from_array, added))
 
 
 def _room(setting: Setting) -> int:

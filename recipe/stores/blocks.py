@@ -4,11 +4,12 @@ A chunk is there whole or not at all, with its checksum (crc32c); the array's ow
 There is no other record: what is there is done.
 """
 
+import contextlib
 import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -25,7 +26,7 @@ from zarr.storage import MemoryStore
 from recipe.stores.segments import DOCUMENT, FORMAT, DamagedError, put
 
 TYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "uint16"}  # zarr has no bfloat16
-RUNS = "runs"  # the bank beside the effects
+RUNS, ROWS, AT = "runs", "rows", "at-"  # beside the blocks: a bank, rows that wait, effects at other weights
 CHECKSUM = 4  # bytes, at the end of a block
 AHEAD = 2  # blocks that are read while one is used
 
@@ -112,8 +113,7 @@ class Blocks:
         try:
             document = json.loads(fs.cat_file(f"{root}/{DOCUMENT}"))
         except (FileNotFoundError, NotADirectoryError):
-            names = [name.rstrip("/") for name in fs.ls(root, detail=False)] if fs.exists(root) else []
-            if not all(name.endswith((".part", "/c", f"/{RUNS}")) for name in names):
+            if fs.exists(root) and not all(map(_belongs, fs.ls(root, detail=False))):
                 raise ValueError(f"{path} holds something else than effects; choose another address.") from None
             return None
         except ValueError:
@@ -263,6 +263,28 @@ class Blocks:
                 "there and readable; make room and start again: it goes on from there.",
             ) from error
 
+    def kept_rows(self, some: slice, compute: Callable[[], Tensor]) -> Tensor:
+        """The effects on some outputs, `(k, n)`, float32: what waits beside the blocks, else computed and put there."""
+        fs, root = fsspec.url_to_fs(self.path)
+        name = f"{root}/{ROWS}/{some.start}-{some.stop}"
+        try:
+            data = fs.cat_file(name)
+            if _checksum(data[:-CHECKSUM]) == data[-CHECKSUM:]:
+                return torch.frombuffer(bytearray(data[:-CHECKSUM]), dtype=torch.float32).view(-1, self.shape[1])
+        except FileNotFoundError:
+            pass
+        rows = compute()
+        data = rows.contiguous().view(torch.uint8).numpy().tobytes()
+        put(fs, name, data + _checksum(data))
+        return rows
+
+    def drop_rows(self) -> None:
+        """Forget what waited: all blocks are there."""
+        fs, root = fsspec.url_to_fs(self.path)
+        if fs.exists(f"{root}/{ROWS}"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                fs.rm(f"{root}/{ROWS}", recursive=True)
+
     def _sound(self, block: int) -> bool:
         try:
             self.block(block)
@@ -275,6 +297,12 @@ class Blocks:
         return DamagedError(
             f"{len(blocks)} of {self.count} blocks are damaged: {names}. `Stored(..., redo=True)` computes them again."
         )
+
+
+def _belongs(path: str) -> bool:
+    """Whether a file or folder belongs to a store."""
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    return name in ("c", RUNS, ROWS) or name.startswith(AT) or name.endswith(".part")
 
 
 def _checksum(data: Any) -> bytes:

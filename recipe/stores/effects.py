@@ -34,7 +34,7 @@ from recipe.engine import Spread, current, engine
 from recipe.problem import Arguments
 from recipe.setting import Setting
 from recipe.stores.bank import Bank
-from recipe.stores.blocks import RUNS, TYPES, Blocks, Effects
+from recipe.stores.blocks import AT, RUNS, TYPES, Blocks, Effects
 from recipe.stores.fingerprint import fingerprint, identity, measure_key
 from recipe.training import progress, progress_bar
 from recipe.values import all_finite
@@ -54,7 +54,9 @@ class Stored:
 
     What is trained on the way is kept too, in a bank in the same folder (`runs`), unless the engine has one: outputs of
     runs on subsets, and the models of ensembles. So what was interrupted trains only what is missing, and asking again
-    for what is complete trains nothing and computes no effect.
+    for what is complete trains none of these and computes no effect. (What follows a run step by step, such as `TracIn`
+    or `MAGIC`, trains it again, to be ready for other targets.) Two processes that fit the same share the blocks;
+    effects that are made at once, each of them makes.
 
     An estimator made of others is not stored: store what it is made of, `Calibrated(Stored(EKFAC(), path), 10)`,
     `Ensembling([Stored(EKFAC(), "a"), Stored(TRAK(256), "b")])`. A prior is an estimator of its own, whose effects are
@@ -99,6 +101,10 @@ class Stored:
                 f"{type(self.estimator).__name__} is made of other estimators: store these, each at its own path, "
                 f"{type(self.estimator).__name__}(Stored(...), ...)."
             )
+        if getattr(self.estimator, "lazy", False):
+            raise ValueError(
+                "With lazy=True no effects are ever made, so there are none to store: leave one of them out."
+            )
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`: that of the estimator, of whose effects memory holds a part."""
@@ -111,14 +117,16 @@ class Stored:
 
         Args:
             setting: what to attribute.
-            at: `(weights, added)` where to linearise.
+            at: `(weights, added)` where to linearise; these effects go to a folder of their own within the store, as
+                those of refits do.
 
         Returns:
             What the estimator returns, with `Effects` for its effects. Its `on` keeps the other effects in memory: for
             many outputs fit `Stored(...)` to `setting.on(...)` with another path.
         """
-        sink = _Sink(self, _described(self.estimator, setting, at))
-        if (store := Blocks.found(self.path)) is not None:
+        path = self.path if at is None else f"{self.path}/{AT}{_place(at)}"
+        sink = _Sink(self, path, _described(self.estimator, setting, at))
+        if (store := Blocks.found(path)) is not None:
             store.check(sink.described, self.dtype)  # before anything is trained
         with _collecting(sink), self._keeping_runs():
             f_hat = self.estimator.fit(setting, at)
@@ -182,49 +190,53 @@ def _address(path: str | os.PathLike[str]) -> str:
 class _Sink:
     """Where one fit's effects go."""
 
-    def __init__(self, stored: Stored, described: dict[str, str]) -> None:
-        self.stored, self.described = stored, described
+    def __init__(self, stored: Stored, path: str, described: dict[str, str]) -> None:
+        self.stored, self.path, self.described = stored, path, described
         self.effects: Effects | None = None
 
     def collect(self, function: Callable[[Any], Tensor], parts: Sequence[Any], sizes: Sequence[int]) -> Effects:
         """Compute and write the blocks that are missing."""
-        store, first = Blocks.found(self.stored.path), None
+        store, first = Blocks.found(self.path), None
         if store is None:
             first = function(parts[0])
             width = sizes[0] * math.ceil(BLOCK_BYTES / (len(first) * sizes[0] * self.stored.dtype.itemsize))
             shape = (len(first), sum(sizes))
-            store = Blocks.create(self.stored.path, shape, width, self.stored.dtype, self.described)
+            store = Blocks.create(self.path, shape, width, self.stored.dtype, self.described)
         starts = [0, *accumulate(sizes)]
         wanted = store.missing(deep=self.stored.redo)
         offset = random.SystemRandom().randrange(len(wanted)) if wanted and not self.stored.redo else 0
         wanted = wanted[offset:] + wanted[:offset]
         spans = [store.span(block) for block in wanted]
         groups = [parts[bisect_left(starts, low) : bisect_left(starts, high)] for low, high in spans]
-        compute = partial(_block, function, None if self.stored.redo else self.stored.path)
+        compute = partial(_block, function, None if self.stored.redo else self.path)
         with progress_bar(len(wanted), "effects", unit="block") as bar:
             for block, values in zip(wanted, _mapped(compute, list(zip(wanted, groups, strict=True))), strict=True):
                 if values is not None:
                     store.write(block, _stored(values, self.stored.dtype, store.span(block)[0]))
                 bar.update()
-        self.effects = Effects(self.stored.path)
+        self.effects = Effects(self.path)
         return self.effects
 
     def collect_outputs(self, function: Callable[[slice], Tensor], output_shape: tuple[int, ...], n: int) -> Effects:
-        """Where any block is missing, compute the effects on a few targets after the other, and write those blocks."""
-        store = Blocks.found(self.stored.path)
-        if store is not None and not store.missing(deep=self.stored.redo):
-            self.effects = Effects(self.stored.path)
-            return self.effects
+        """Where any block is missing, compute the effects on a few targets after the other, and write those blocks.
+
+        What is computed lies beside the blocks until all are written, so that none is computed twice.
+        """
         m, width = math.prod(output_shape), math.prod(output_shape[1:])
-        size = width * max(1, HELD_BYTES // (8 * n * width))
-        rows = room((m, n), torch.float32)
-        for start in progress(range(0, m, size), "effects"):
-            some = slice(start, min(start + size, m))
-            rows[some] = function(some).detach().cpu().float()
         columns = max(1, BLOCK_BYTES // (m * self.stored.dtype.itemsize))
-        parts = [slice(i, min(i + columns, n)) for i in range(0, n, columns)]
-        with engine():  # the rows are here
-            return self.collect(lambda part: rows[:, part].clone(), parts, [p.stop - p.start for p in parts])
+        store = Blocks.found(self.path) or Blocks.create(self.path, (m, n), columns, self.stored.dtype, self.described)
+        if store.missing(deep=self.stored.redo):
+            size = width * max(1, HELD_BYTES // (8 * n * width))
+            rows = room((m, n), torch.float32)
+            for start in progress(range(0, m, size), "effects"):
+                some = slice(start, min(start + size, m))
+                rows[some] = store.kept_rows(some, partial(_computed, function, some))
+            parts = [slice(i, min(i + store.width, n)) for i in range(0, n, store.width)]
+            with engine():  # the rows are here
+                self.collect(lambda part: rows[:, part].clone(), parts, [p.stop - p.start for p in parts])
+        store.drop_rows()
+        self.effects = Effects(self.path)
+        return self.effects
 
 
 _SINK: ContextVar[_Sink | None] = ContextVar("sink", default=None)
@@ -252,6 +264,10 @@ def _block(function: Callable[[Any], Tensor], path: str | None, block: int, part
     if store is not None and store.has(block):
         return None
     return _together(function, parts)
+
+
+def _computed(function: Callable[[slice], Tensor], some: slice) -> Tensor:
+    return function(some).detach().cpu().float()
 
 
 def _together(function: Callable[[Any], Tensor], parts: Sequence[Any]) -> Tensor:
@@ -287,4 +303,4 @@ def _place(at: Arguments | None) -> str:
         return "all points"
     weights, added = at
     digest = hashlib.sha256(weights.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]
-    return digest if added is None else f"{digest} with {batches.content_hash(added)}"
+    return digest if added is None else f"{digest}-{batches.content_hash(added)}"

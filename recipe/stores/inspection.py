@@ -127,9 +127,9 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     """All runs in one file, by its ending: `.npz`, `.csv` or `.parquet`; how many they are.
 
     Arrays of the `.npz`: `key`, `seed`, `seconds`, `examples (N, 16)`, `weights (r, N)` over them, `added`, what
-    identifies the examples added to a run by their content (empty: none), and `outputs/<measure> (r, m)` for each pair of
-    targets and output, NaN where a run was not measured. In tables a run is a row, its points are listed as `index` or
-    `index:weight`, and each output is a column.
+    identifies the examples added to a run by their content (empty: none), and `outputs/<measure> (r, m)` for each pair
+    of targets and output, NaN where a run was not measured. In tables a run is a row, its points are listed as `index`
+    or `index:weight`, and each output is a column.
 
     Raises:
         ValueError: there is no bank, or another ending.

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from estimators.data_shapley import DataShapley
 from estimators.ekfac import EKFAC
 from estimators.regression import Regression
-from recipe import Retrain, announcement, lds, random_subsets
+from estimators.tracin import GradDot
+from recipe import Calibrated, Ensembling, Retrain, Stored, announcement, lds, random_subsets
 from recipe.announcement import announce, expected, least_training, unannounced
 from recipe.cost import Cost
 from tests.worlds import small_mlp
@@ -41,6 +43,22 @@ def test_what_is_part_of_other_work_or_was_said_is_not_said(capsys):
     with unannounced():
         lds(f_hat, Retrain(setting), W)
     assert "expected" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        Ensembling([Regression(subsets=30), GradDot()]),
+        Regression(subsets=2, prior=EKFAC(models=20)),
+        Calibrated(EKFAC(models=20), 2),
+        DataShapley(2),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_work_within_others_counts(estimator):
+    setting = small_mlp()
+    assert announcement.least_fit(estimator, setting) > least_training(setting, 19)
+    assert announcement.least_fit(Stored(Regression(subsets=30), "runs/x"), setting) > least_training(setting, 29)
 
 
 def test_what_is_short_says_nothing(capsys, monkeypatch):

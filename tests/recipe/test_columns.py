@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -110,3 +111,17 @@ def test_large_data_do_not_live_in_memory():
     assert float(out[0]) == 19_999
     assert int(out[1]) == 312_500
     assert int(out[2]) < 100_000  # a block of examples on the way, and what allocating leaves
+
+
+def test_images_and_floats_of_a_data_set_come_as_torch_has_them():
+    datasets = pytest.importorskip("datasets")
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 4, 4, 3), dtype=np.uint8)
+    kinds = {"image": datasets.Image(), "score": datasets.Sequence(datasets.Value("float32"))}
+    features = datasets.Features({**kinds, "label": datasets.ClassLabel(num_classes=2)})
+    rows = {"image": [image.fromarray(p) for p in pixels], "score": [[0.5, 1.5]] * 6, "label": [0, 1] * 3}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    images, scores, labels = batches.materialise(Columns(dataset, ["image", "score"]))
+    assert torch.equal(images, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert scores.dtype == torch.float32
+    assert labels.tolist() == [0, 1] * 3

@@ -1,6 +1,8 @@
 """Heavy work by other processes: the same numbers for sums, features and effects, models and runs in one bank."""
 
 import importlib
+import os
+import socket
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +17,19 @@ from estimators.influence import Influence
 from estimators.logra import LoGra
 from estimators.tracin import GradDot
 from estimators.trak import TRAK
-from recipe import CG, Bank, Processes, Retrain, Stored, calculus, engine, executors, random_subsets
+from recipe import (
+    CG,
+    SGD,
+    Bank,
+    Processes,
+    Retrain,
+    Setting,
+    Stored,
+    calculus,
+    engine,
+    executors,
+    random_subsets,
+)
 from recipe import batch as batches
 from recipe.engine import Spread
 from recipe.executors import dumps, loads
@@ -214,3 +228,28 @@ def test_data_that_changed_under_any_job_are_noticed(processes, tmp_path):
         torch.save(batches.take(data, slice(1, None)), tmp_path / "data.pt")
         with pytest.raises(ValueError, match="The universe changed under the running job: here 39 examples"):
             list(spread([(0,), (1,)], setting))
+
+
+def test_files_of_processes_that_were_killed_are_swept(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECIPE_CACHE", str(tmp_path))
+    host, dead = socket.gethostname(), 2**22 + 1  # above the highest number that Linux gives
+    left, alive = tmp_path / f"recipe-{host}-{dead}-abc", tmp_path / f"recipe-{host}-{os.getppid()}-abc"
+    for path in (left, alive, tmp_path / "recipe-elsewhere-1-abc", tmp_path / "mine"):
+        path.touch()
+    path = Path(Spread(lambda i: i, "numbers")._path)
+    assert {p.name for p in tmp_path.iterdir()} == {alive.name, "recipe-elsewhere-1-abc", "mine"} | (
+        {path.name} if path.exists() else set()
+    )
+
+
+def test_the_universe_travels_once_or_as_its_address(tmp_path):
+    data = (torch.randn(2000, 20), torch.arange(2000) % 3)
+    rule = SGD(epochs=1, batch_size=100, lr=0.1)
+    torch.save(data, tmp_path / "data.pt")
+    targets = batches.take(data, slice(0, 2))
+    for universe, most in ((data, 1.5), (Growing(tmp_path / "data.pt"), 0.5)):
+        setting = Setting(lambda: torch.nn.Linear(20, 3), universe, targets, rule)
+        point = calculus.Point(setting, setting.initial(0), torch.ones(2000), setting.pool)
+        sent = dumps(point, "A point")
+        assert len(sent) < most * data[0].nbytes
+        assert torch.equal(loads(sent).data[0], data[0])

@@ -171,3 +171,34 @@ def test_sums_over_data_on_a_dask_cluster(client, monkeypatch):
     expected = EKFAC().fit(small_mlp()).effects
     with engine(client.get_executor()):
         torch.testing.assert_close(EKFAC().fit(small_mlp()).effects, expected, rtol=1e-9, atol=1e-12)
+
+
+def lonely(log):
+    """Begin work in other processes, say which, and wait to be killed."""
+    with Processes(1) as executor:
+        Path(log).write_text(str(executor.submit(os.getpid).result()))
+        time.sleep(60)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
+def test_workers_end_with_who_started_them(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=lonely, args=(tmp_path / "log",))
+    process.start()
+    for _ in range(600):
+        if (tmp_path / "log").exists() and (tmp_path / "log").read_text():
+            break
+        time.sleep(0.1)
+    worker = int((tmp_path / "log").read_text())
+    process.kill()
+    process.join()
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists():
+            break
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_task_that_kills_its_workers_is_named_on_a_dask_cluster_too(client):
+    with pytest.raises(Exception, match="KilledWorker|died|allowed") as caught:
+        Retrain(deadly(), executor=client.get_executor())(W[:2])
+    assert any("while training seed 0 on 20 points" in note for note in caught.value.__notes__)

@@ -59,8 +59,8 @@ def test_remembers_runs_for_other_targets_and_seeds():
 
 
 def test_forgets_the_oldest_runs_beyond_its_memory(monkeypatch):
-    f, runs = counting()
     monkeypatch.setattr(retrain, "MEMORY_BYTES", 9 * 8 * 3)  # three runs of nine float64
+    f, runs = counting()
     w = random_subsets(40, r=4, alpha=0.5, seed=0)
     expected = Retrain(f.setting, seeds=(0, 1))(w)
     before = len(runs)

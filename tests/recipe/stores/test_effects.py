@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 
+from applications.data_selection import DataSelection
 from estimators.adjoint_influence import AdjointInfluence
 from estimators.banzhaf import Banzhaf
 from estimators.data_shapley import DataShapley
@@ -34,6 +35,7 @@ from recipe import (
     DamagedError,
     Effects,
     Ensembling,
+    Greedy,
     LinearDatamodel,
     Logits,
     Loss,
@@ -48,9 +50,13 @@ from recipe import (
     TopK,
     calculus,
     engine,
+    random_subsets,
     retrain,
+    shards,
+    solve,
 )
 from recipe import batch as batches
+from recipe.stores import blocks
 from recipe.stores import effects as module
 from recipe.stores.blocks import Blocks
 from tests.worlds import ESTIMATORS, logistic, small_mlp
@@ -250,7 +256,7 @@ def test_of_two_that_create_a_store_at_once_the_second_is_told(tmp_path, monkeyp
         return None
 
     monkeypatch.setattr(Blocks, "found", late)
-    sink = module._Sink(Stored(GradDot(), path), module._described(GradDot(), small_mlp(), None))
+    sink = module._Sink(Stored(GradDot(), path), str(path), module._described(GradDot(), small_mlp(), None))
     with pytest.raises(ValueError, match=r"belong to another fit\. Estimator: the store has GradDot\(models=2"):
         sink.collect(lambda part: torch.zeros(6, len(part)), list(torch.arange(40).split(10)), [10] * 4)
 
@@ -395,19 +401,116 @@ def job(path, log, pause):
 def test_killed_at_random_moments_nothing_complete_is_computed_again(tmp_path):
     path, log, draw = tmp_path / "effects", tmp_path / "log", random.Random(0)
     undisturbed = GradDot().fit(small_mlp()).effects.float()
-    kills = 6
-    for _ in range(kills):
-        process = FORK.Process(target=job, args=(path, log, 0.05))
+
+    def complete():
+        return {chunk.name for chunk in path.glob("c/0/*") if chunk.name.isdigit()}
+
+    def noted():
+        return log.read_text().split() if log.exists() else []
+
+    def run(count, seconds=None):
+        there, before = complete(), len(noted())
+        processes = [FORK.Process(target=job, args=(path, log, 0.05)) for _ in range(count)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(seconds)
+            if seconds is not None:
+                process.kill()
+                process.join()
+        assert not there & set(noted()[before:])
+        return processes
+
+    for _ in range(6):
+        run(1, draw.uniform(0.1, 0.6))
+    assert all(process.exitcode == 0 for process in run(2))  # which share what is left
+    assert torch.equal(Effects(path)[:], undisturbed)
+
+
+def sampling(path, log, pause):
+    """Fit a regression, noting each run as it is trained and each group of targets as it is computed."""
+    train, compute = shards.train_shard, module._computed
+
+    def slowly(setting, shard):
+        time.sleep(pause)
+        found = train(setting, shard)
+        with open(log, "a") as lines:
+            lines.writelines(f"run {seed}\n" for seed in shard.seeds)
+        return found
+
+    def computed(function, some):
+        time.sleep(pause)
+        found = compute(function, some)
+        with open(log, "a") as lines:
+            lines.write(f"rows {some.start}\n")
+        return found
+
+    shards.train_shard, module._computed, shards.RUNS = slowly, computed, 2
+    module.HELD_BYTES = 2 * 8 * 40  # two targets
+    Stored(Regression(subsets=16), path).fit(small_mlp())
+
+
+def test_a_killed_regression_goes_on_with_its_runs_and_with_its_rows(tmp_path):
+    path, log, draw = tmp_path / "effects", tmp_path / "log", random.Random(1)
+    for _ in range(8):
+        process = FORK.Process(target=sampling, args=(path, log, 0.1))
         process.start()
-        process.join(draw.uniform(0.1, 0.6))
+        process.join(draw.uniform(0.4, 1.2))
         process.kill()
         process.join()
-    processes = [FORK.Process(target=job, args=(path, log, 0.05)) for _ in range(2)]  # which share what is left
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert torch.equal(Effects(path)[:], undisturbed)
-    blocks = log.read_text().split()
-    assert len(blocks) <= 6 + 2  # what two processes wrote at the same moment, or what was noted too late
+    process = FORK.Process(target=sampling, args=(path, log, 0.0))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    lines = log.read_text().split("\n")[:-1]
+    assert len(lines) - len(set(lines)) <= 8 * 2  # in flight at a kill: a part of two runs, or a group of targets
+    assert {f"run {i}" for i in range(16)} <= set(lines)
+    assert not (path / "rows").exists()
+    torch.testing.assert_close(
+        Effects(path)[:], Regression(subsets=16).fit(small_mlp()).effects.float(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_full_disk_leaves_the_blocks_that_were_complete(tmp_path, monkeypatch):
+    path, setting, put = tmp_path / "effects", small_mlp(), blocks.put
+    written = []
+
+    def full(fs, target, data, new=False):
+        if "/c/0/" in target:
+            if len(written) == 3:
+                raise OSError(28, "No space left on device")
+            written.append(target)
+        put(fs, target, data, new)
+
+    monkeypatch.setattr(blocks, "put", full)
+    with pytest.raises(OSError, match="No space left on device while writing to .* still there"):
+        Stored(GradDot(), path).fit(setting)
+    monkeypatch.setattr(blocks, "put", put)
+    before = {chunk: chunk.stat().st_mtime_ns for chunk in path.glob("c/0/*")}
+    assert len(before) == 3
+    stored = Stored(GradDot(), path).fit(setting)
+    assert all(chunk.stat().st_mtime_ns == when for chunk, when in before.items())
+    torch.testing.assert_close(stored.effects[:].double(), GradDot().fit(setting).effects, rtol=1e-4, atol=1e-5)
+
+
+def test_refits_have_a_place_in_the_store(tmp_path):
+    setting, path = logistic(Loss()), tmp_path / "effects"
+    task = DataSelection(size=10)
+    estimators = Influence(), Stored(Influence(), path)
+    solutions = [
+        solve(task, estimator.fit(setting), Greedy(refit=5), estimator, setting).decision for estimator in estimators
+    ]
+    assert torch.equal(*solutions)
+    assert len(list(path.glob("at-*"))) >= 1
+    with pytest.raises(ValueError, match="With lazy=True no effects are ever made"):
+        Stored(Influence(lazy=True), path)
+
+
+def test_outputs_are_remembered_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(retrain, "OUTPUT_BYTES", 5 * 6 * 8)
+    f = retrain.Retrain(small_mlp())
+    w = random_subsets(40, r=12, alpha=0.5, seed=0)
+    expected = retrain.Retrain(small_mlp())(w)
+    assert torch.equal(f(w), expected)
+    assert len(f._measured._kept) == 5
+    assert torch.equal(f(w), expected)
