@@ -19,7 +19,7 @@ from recipe.engine import engine
 from recipe.example_sets import Balls, Integers, Intersection, Slabs
 from recipe.executors import Processes, WorkerDiedError
 from recipe.feasible import Ball, Box, Free, Subset
-from recipe.inverses import CG, Arnoldi, DataInf, Dense, LiSSA, Nystroem
+from recipe.inverses import CG, Arnoldi, DataInf, Dense, LiSSA, Nystroem, Woodbury
 from recipe.lbfgs import LBFGS
 from recipe.lds import LDS, lds
 from recipe.losses import CrossEntropy, Hinge, SquaredError
@@ -119,6 +119,7 @@ __all__ = [
     "TopK",
     "TopMargin",
     "Verification",
+    "Woodbury",
     "Work",
     "WorkerDiedError",
     "calibrated",

@@ -80,22 +80,28 @@ def read_points(text: str) -> Tensor:
     return torch.tensor(points)
 
 
-def read_quota(text: str) -> tuple[int, int | tuple[int, int]]:
-    """A group and how many of its points: `3=20`, or `3=10:30` from fewest to most.
+def read_quota(text: str) -> tuple[str, int, int | tuple[int, int]]:
+    """A grouping, a group of it and how many of its points: `source:3=20`, or `3=10:30` from fewest to most.
 
-    >>> read_quota("3=10:30")
-    (3, (10, 30))
+    Without a name the grouping is "", the only one.
+
+    >>> read_quota("3=10:30"), read_quota("source:3=20")
+    (('', 3, (10, 30)), ('source', 3, 20))
 
     Raises:
         ValueError: anything else.
     """
     try:
         group, limit = text.split("=")
+        name, _, group = group.rpartition(":")
         low, *high = (int(part) for part in limit.split(":"))
         (most,) = high or (None,)
-        return int(group), low if most is None else (low, most)
+        return name, int(group), low if most is None else (low, most)
     except ValueError:
-        raise ValueError(f"Expected a quota as group=k or group=fewest:most, for example 3=20; got {text!r}.") from None
+        raise ValueError(
+            "Expected a quota as group=k or group=fewest:most, for example 3=20, or with the name of its grouping, "
+            f"source:3=20; got {text!r}."
+        ) from None
 
 
 def read_numbers(text: str) -> Tensor:

@@ -44,10 +44,19 @@ def select(
     options: TaskOptions,
     size: Annotated[str, typer.Option(metavar="K", help="How many points: 300, 0.3 of all, or fewest:most.")],
     groups: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The group of each point, .npy of integers; 'labels': its label.")
-    ] = None,
+        list[str],
+        typer.Option(
+            metavar="FILE",
+            help="The group of each point, .npy of integers; 'labels': its label. Repeat it for several groupings.",
+        ),
+    ] = [],  # noqa: B006
     quotas: Annotated[
-        list[str], typer.Option("--quota", metavar="G=K", help="How many of a group: 3=20 or 3=10:30. Repeat it.")
+        list[str],
+        typer.Option(
+            "--quota",
+            metavar="G=K",
+            help="How many of a group: 3=20 or 3=10:30; of several groupings source:3=20, for source.npy. Repeat it.",
+        ),
     ] = [],  # noqa: B006
     costs: Annotated[str | None, typer.Option(metavar="FILE", help="What each point costs, .npy.")] = None,
     budget: Annotated[float | None, typer.Option(help="What the chosen points may cost together.")] = None,
@@ -62,11 +71,10 @@ def select(
     job = Job.of("select", options, Loss())
     if write is not None and write.suffix not in SUFFIXES:
         raise ValueError(f"Expected --write FILE to end in {', '.join(sorted(SUFFIXES))}; got {write}.")
-    group = None if groups is None else _groups(groups, job.f)
+    limits = _quotas(quotas, _groupings(groups, job.f), job, read_size(size, job.f.n), exclude)
     task = job.kind(
         size=read_size(size, job.f.n),
-        groups=group,
-        quotas=_quotas(quotas, job, group, read_size(size, job.f.n), exclude),
+        **limits,
         costs=None if costs is None else read_numbers(costs),
         budget=budget,
         include=None if include is None else read_points(include),
@@ -81,18 +89,38 @@ def select(
     return options.report({**parts, "chosen": solution.indices.tolist()})
 
 
+def _groupings(texts: Sequence[str], f: Retrain) -> dict[str, Tensor]:
+    """Groupings by name: that of the file, or "labels"."""
+    found = {Path(text).stem: _groups(text, f) for text in texts}
+    if len(found) < len(texts):
+        raise ValueError(f"Expected groupings of different names; got {', '.join(texts)}. Rename a file.")
+    return found
+
+
 def _groups(text: str, f: Retrain) -> Tensor:
     return batches.labels(f.setting.pool) if text == "labels" else read_numbers(text)
 
 
 def _quotas(
-    quotas: Sequence[str], job: Job, groups: Tensor | None, size: int | tuple[int, int], exclude: str | None
-) -> Any:
-    """The quotas asked for; with groups and without quotas, as many of each as can be."""
-    if quotas or groups is None:
-        return dict(map(read_quota, quotas)) or None
+    texts: Sequence[str], groupings: Mapping[str, Tensor], job: Job, size: int | tuple[int, int], exclude: str | None
+) -> dict[str, Any]:
+    """Groups and quotas; a grouping without quotas gets as many of each group as can be."""
+    asked: dict[str, dict[int, Any]] = {}
+    for name, group, limit in map(read_quota, texts):
+        name = next(iter(groupings)) if not name and len(groupings) == 1 else name
+        asked.setdefault(name, {})[group] = limit
+    if not groupings:
+        return {"quotas": next(iter(asked.values()), None)}
+    if unknown := [name for name in asked if name not in groupings]:
+        raise ValueError(
+            f"There is a quota of the grouping {unknown[0]!r}; groupings: {', '.join(groupings)}. Write "
+            f"{next(iter(groupings))}:3=20, say."
+        )
     most = size[1] if isinstance(size, tuple) else size
-    return job.helpers.balanced(groups, most, None if exclude is None else read_points(exclude))
+    out = None if exclude is None else read_points(exclude)
+    groups = tuple(groupings.values())
+    quotas = tuple(asked.get(name) or job.helpers.balanced(groupings[name], most, out) for name in groupings)
+    return {"groups": groups, "quotas": quotas} if len(groups) > 1 else {"groups": groups[0], "quotas": quotas[0]}
 
 
 @command(app, "unlearn")

@@ -52,6 +52,7 @@ from recipe import (
     SizeCorrecting,
     SquaredError,
     TopK,
+    Woodbury,
 )
 
 DOUBLE = torch.float64
@@ -122,6 +123,7 @@ TANGENT = [
 ESTIMATORS = [
     *TANGENT,
     Influence(inverse=DataInf()),
+    Influence(inverse=Woodbury()),
     EKFAC(),
     EKFAC(lazy=True),
     EKFAC(corrected=False, coupled=False),

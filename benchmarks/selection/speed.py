@@ -4,8 +4,11 @@ Facility location is compared with apricot-select 0.6.1 and submodlib-py 0.0.3 w
 of their own will do): the same similarities, the same choice item by item, CPU seconds.
 """
 
+import multiprocessing
+import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -74,7 +77,7 @@ def similarities(n: int) -> tuple[Tensor, Tensor]:
 
 def facility_location() -> None:
     """Beside the peers at 5 000 points, and alone at 50 000."""
-    features, similarity = similarities(5_000)
+    _, similarity = similarities(5_000)
     k = 200
     rows, ours = [], FacilityLocation(similarity.double())
     cover, seconds = timed(lambda: ours.greedy(k))
@@ -89,10 +92,24 @@ def facility_location() -> None:
         ranking, seconds = timed(lambda peer=peer: peer(exact, k))
         same = sum(a == b for a, b in zip(ranking, cover.ranking.tolist(), strict=True))
         rows.append(("5,000", name, f"{seconds:.2f}", f"{same} of {k} the same, in order"))
-    features, _ = similarities(50_000)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # whose peak memory is its own
+        seconds, before, after = alone.submit(large, 50_000, k).result()
+    memory = f"{after:.0f} MiB at most, {before:.0f} of it imports and data"
+    rows.append(("50,000", "`FacilityLocation(features=)`", f"{seconds:.1f}", memory))
+    table(f"Facility location, {k} points, greedy", ("points", "by", "CPU seconds", "remarks"), rows)
+
+
+def large(n: int, k: int) -> tuple[float, float, float]:
+    """CPU seconds of the exact greedy choice, and the peak memory before and after it, in MiB."""
+    features, _ = similarities(n)
+    before = peak()
     _, seconds = timed(lambda: FacilityLocation(features=features).greedy(k))
-    rows.append(("50,000", "`FacilityLocation(features=)`", f"{seconds:.1f}", ""))
-    table(f"Facility location, {k} points, greedy", ("points", "by", "CPU seconds", "beside ours"), rows)
+    return seconds, before, peak()
+
+
+def peak() -> float:
+    """The most memory that this process has had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:

@@ -7,5 +7,6 @@ from recipe.inverses.dense import Dense
 from recipe.inverses.inverse import Inverse
 from recipe.inverses.lissa import LiSSA
 from recipe.inverses.nystroem import Nystroem
+from recipe.inverses.woodbury import Woodbury
 
-__all__ = ["CG", "Arnoldi", "DataInf", "Dense", "Inverse", "LiSSA", "Nystroem"]
+__all__ = ["CG", "Arnoldi", "DataInf", "Dense", "Inverse", "LiSSA", "Nystroem", "Woodbury"]

@@ -174,10 +174,26 @@ def test_select_with_all_limits_writes_what_the_library_writes(setting, tmp_path
     assert max(counts) - min(counts) <= 1
 
 
+def test_select_with_several_groupings(setting, tmp_path):
+    halves = np.arange(40) % 2 + 4
+    np.save(tmp_path / "half.npy", halves)
+    words = ["--size", 10, "--seeds", 0, "--groups", "labels", "--groups", "half.npy"]
+    record = document("select", "tiny_setting.py:setting", *words, "--quota", "half:4=3", "--quota", "labels:0=2:4")
+    f, labels = Retrain(setting).on(output=Loss()), setting.pool[1]
+    task = DataSelection(10, (labels, torch.from_numpy(halves)), ({0: (2, 4)}, {4: 3}))
+    assert record["chosen"] == solve(task, Influence().fit(f.setting), TopK()).indices.tolist()
+    chosen = document("select", "tiny_setting.py:setting", *words, "--quota", "half:4=3")["chosen"]
+    counts = labels[chosen].bincount().tolist()
+    assert max(counts) - min(counts) <= 1  # no quotas of labels: balanced
+    assert int((halves[chosen] == 4).sum()) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--quota", "0=2"], "Pass both or neither"),
+        (["--groups", "labels", "--quota", "source:0=2"], "the grouping 'source'; groupings: labels"),
+        (["--groups", "labels", "--groups", "labels"], "different names; got labels, labels"),
         (["--groups", "labels", "--quota", "two=1"], "Expected a quota as group=k"),
         (["--groups", "labels", "--quota", "0=30"], "Group 0 has"),
         (["--costs", "none.npy", "--budget", "1"], "There is no file none.npy"),

@@ -1,10 +1,15 @@
 """The contrastive loss: torch's own against the same references, additive over examples, and what bad input gets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from recipe import Contrastive
+from benchmarks.selection.captions import own_effects
+from estimators.influence import Influence
+from recipe import SGD, Checkpoint, Contrastive, Loss, Woodbury
+from tests.worlds import small_mlp
 
 GENERATOR = torch.Generator().manual_seed(0)
 U, V = (F.normalize(torch.randn(6, 4, generator=GENERATOR, dtype=torch.double), dim=1) for _ in range(2))
@@ -35,3 +40,12 @@ def test_bad_shapes_are_refused():
         Contrastive(U, V[:, :2])
     with pytest.raises(ValueError, match=r"\(b, 8\); got \(6, 4\)"):
         Contrastive(U, V)(U, ())
+
+
+def test_what_pairs_do_to_themselves_is_the_diagonal_of_the_datamodel():
+    """The caption benchmark's short way, on any setting whose targets are its universe."""
+    setting = small_mlp(SGD(epochs=2, batch_size=8, lr=0.1))
+    setting = setting.on(setting.pool, Loss())
+    parameters = setting.algorithm.train(setting, torch.ones(setting.n), 0)
+    f_hat = Influence(inverse=Woodbury()).fit(replace(setting, checkpoints=(Checkpoint(parameters),)))
+    torch.testing.assert_close(own_effects(setting, parameters), -f_hat.effects.diagonal())

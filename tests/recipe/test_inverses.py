@@ -8,7 +8,7 @@ import torch
 
 from recipe import CG, SGD, Dense, GaussNewton, Objective, calculus
 from recipe.calculus import Operator, Point
-from recipe.inverses import Arnoldi, DataInf, LiSSA, Nystroem, dense
+from recipe.inverses import Arnoldi, DataInf, LiSSA, Nystroem, Woodbury, dense
 from tests.worlds import DOUBLE, logistic, ridge, small_mlp
 
 EYE = torch.eye(3, dtype=DOUBLE)
@@ -269,3 +269,33 @@ def test_datainf_says_when_it_cannot():
     dead = {name: 0 * t for name, t in setting.initial(0).items()}  # no gradient reaches the first layer
     with pytest.raises(ValueError, match=r"layer has no gradient on any example.*Pass a damping"):
         DataInf().of(GaussNewton().at(Point(setting, dead, torch.ones(40, dtype=DOUBLE), setting.pool)))
+
+
+# ---- Woodbury --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("algorithm", [small_mlp().algorithm, Sum(epochs=1, batch_size=8, lr=0.1)], ids=["mean", "sum"])
+def test_woodbury_is_the_inverse_of_the_second_moment(algorithm):
+    operator = GaussNewton().at(point(replace(small_mlp(), algorithm=algorithm)), damping=0.2)
+    at = operator.point
+    g = calculus.loss_gradients(at.setting, at.parameters, at.data)
+    fisher = (at.shares[:, None] * g).T @ g + operator.shift * torch.eye(51, dtype=DOUBLE)
+    torch.testing.assert_close(Woodbury().of(operator)(fisher), torch.eye(51, dtype=DOUBLE))
+
+
+def test_woodbury_without_weight_decay_or_damping_takes_a_tenth_of_the_mean_eigenvalue():
+    algorithm = replace(small_mlp().algorithm, weight_decay=0.0)
+    at = point(replace(small_mlp(), algorithm=algorithm))
+    weights = at.weights.clone()
+    weights[:5] = 0  # points without weight have no eigenvalue
+    at = replace(at, weights=weights)
+    g = at.shares.sqrt()[5:, None] * calculus.loss_gradients(at.setting, at.parameters, at.data)[5:]
+    fisher = g.T @ g + 0.1 * g.square().sum(1).mean() * torch.eye(51, dtype=DOUBLE)
+    torch.testing.assert_close(Woodbury().of(GaussNewton().at(at))(fisher), torch.eye(51, dtype=DOUBLE))
+
+
+def test_woodbury_says_when_it_cannot():
+    with pytest.raises(ValueError, match=r"Woodbury\(\) looks at the examples.*Use CG\(\)"):
+        Woodbury().of(diagonal(1.0, 2.0, 3.0))
+    algorithm = replace(small_mlp().algorithm, weight_decay=0.0)
+    flat = replace(small_mlp(), algorithm=algorithm, loss=lambda prediction, batch: 0 * prediction.sum(-1))
+    with pytest.raises(ValueError, match=r"gradients are zero.*Pass a damping"):
+        Woodbury().of(GaussNewton().at(point(flat)))

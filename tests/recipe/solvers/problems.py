@@ -25,6 +25,7 @@ F_HAT = LinearDatamodel(
 )
 WANTED = torch.tensor([0.5, -0.3, 1.0], dtype=torch.float64)
 WORST = TargetSets(torch.tensor([0, 1, 1]), worst=True)
+WEIGHTED = TargetSets(torch.tensor([0, 1, 1]), weights={0: 3.0, 1: 1.0})
 POINTS = torch.randn(N, 2, generator=GENERATOR, dtype=torch.float64)
 ALIKE, COVER = Alike.cosine(POINTS, weight=0.5), FacilityLocation(features=POINTS)
 GROUPS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
@@ -48,9 +49,17 @@ FEASIBLE = {
         N, size=(3, 5), groups=GROUPS, quotas={0: (1, 2), 2: 1}, costs=COSTS, budget=6.0,
         include=torch.tensor([1]), exclude=torch.tensor([6]),
     ),
+    "everything, counts and two groupings": Subset(
+        N, size=(3, 6), groups=(GROUPS, torch.arange(N) % 2), quotas=({0: (1, 3), 2: 1}, {0: (1, 3)}), costs=COSTS,
+        budget=7.0, include=torch.tensor([1]), exclude=torch.tensor([6]), repeats=2,
+    ),
     "counts and costs": Subset(N, size=(2, 5), costs=COSTS, budget=4.0, repeats=2, include=torch.tensor([5])),
 }  # fmt: skip
-LINEAR = {"min mean": Minimize(lambda w: F_HAT(w).mean()), "max mean": Maximize(lambda w: F_HAT(w).mean())}
+LINEAR = {
+    "min mean": Minimize(lambda w: F_HAT(w).mean()),
+    "max mean": Maximize(lambda w: F_HAT(w).mean()),
+    "min weighted sets": Minimize(lambda w: WEIGHTED.of(F_HAT(w))),
+}
 CURVED = {
     "min squares": Minimize(lambda w: ((F_HAT(w) - WANTED) ** 2).mean()),
     "max minus squares": Maximize(lambda w: -((F_HAT(w) - WANTED) ** 2).sum()),
@@ -80,13 +89,16 @@ class Promise:
     reaches: frozenset[tuple[str, str]] = frozenset(itertools.product(LINEAR, FEASIBLE))
 
 
-NO_COSTS = frozenset(itertools.product(LINEAR, {name for name, f in FEASIBLE.items() if f.costs is None}))
+# Adding the best point, one by one, is exact for a linear score where the constraints are (generalised poly)matroids.
+STEPWISE = frozenset(
+    itertools.product(LINEAR, {k for k, f in FEASIBLE.items() if f.costs is None and len(f.groupings) < 2})
+)
 TRACED = frozenset(itertools.product({*LINEAR, *CURVED}, FEASIBLE))
 AS_INTEGERS = frozenset(itertools.product({*LINEAR, "min largest", "min worst set"}, FEASIBLE))
 SOLVERS = {
     "TopK": Promise(TopK()),
-    "Greedy": Promise(Greedy(), reaches=NO_COSTS),
-    "Greedy, adding": Promise(Greedy(adding=True), reaches=NO_COSTS),
+    "Greedy": Promise(Greedy(), reaches=STEPWISE),
+    "Greedy, adding": Promise(Greedy(adding=True), reaches=STEPWISE),
     "Greedy, refreshed": Promise(Greedy(refresh=4)),
     "Greedy, adding, refreshed": Promise(Greedy(refresh=4, adding=True)),
     "GumbelTopK": Promise(GumbelTopK(temperature=0.0)),

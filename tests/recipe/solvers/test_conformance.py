@@ -1,6 +1,7 @@
 """What every solver promises, against brute force and closed forms: the products of the lists in `problems.py`."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import recipe.solvers
 from recipe.feasible import Box
 from recipe.problem import Minimize, Problem
+from recipe.solvers import Convex
 from tests.recipe.solvers.problems import (
     CONTINUOUS,
     CONTINUOUS_SOLVERS,
@@ -21,6 +23,8 @@ from tests.recipe.solvers.problems import (
 
 NO_GRADIENT = ("Greedy", "Greedy, adding", "Metagradient")  # these never ask for one, or want a refit first
 PAIRS = [(s, p) for s, p in itertools.product(SOLVERS, PROBLEMS) if p in SOLVERS[s].solves]
+OTHERS = [(s, p) for s, p in itertools.product(SOLVERS, PROBLEMS) if p not in SOLVERS[s].solves]
+STEPPING = [name for name, solver in CONTINUOUS_SOLVERS.items() if not isinstance(solver, Convex)]
 
 
 @pytest.mark.parametrize(("name", "about"), PAIRS, ids=lambda part: part if isinstance(part, str) else "-".join(part))
@@ -37,6 +41,26 @@ def test_subset_problems(name, about):
     assert objective.sense * value <= objective.sense * optimum(*about) + 1e-9
     if about in promise.reaches:
         assert value == pytest.approx(optimum(*about), abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "about"), OTHERS, ids=lambda part: part if isinstance(part, str) else "-".join(part))
+def test_what_a_solver_cannot_solve_is_refused_and_another_named(name, about):
+    """Or solved: an objective of linear pieces may be linear over all that is allowed."""
+    problem = weights_problem(*PROBLEMS[about])
+    try:
+        decision = SOLVERS[name].solver.solve(problem)
+    except ValueError as error:
+        assert re.search(r"[Uu]se (Greedy|integer=False|.* or use Greedy)", str(error))  # noqa: PT017
+    else:
+        assert problem.feasible.contains(decision)
+        assert problem.value(decision) == pytest.approx(optimum(*about), abs=1e-9)
+
+
+@pytest.mark.parametrize("feasible", FEASIBLE)
+@pytest.mark.parametrize("name", STEPPING)
+def test_small_steps_do_not_reach_subsets(name, feasible):
+    with pytest.raises(TypeError, match="Use TopK, Greedy or Convex"):
+        CONTINUOUS_SOLVERS[name].solve(weights_problem(PROBLEMS["min mean", feasible][0], FEASIBLE[feasible]))
 
 
 @pytest.mark.parametrize("case", CONTINUOUS)
