@@ -1,7 +1,6 @@
 """Linear classifiers of two classes, attacked by influence, refitted on the way, and by the KKT attack."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,13 +105,6 @@ def two_points(parts: Split, share: float, sanitation: Sanitation | None, l2: fl
     feasible = sanitation.allowed(model, y, box) if sanitation else box
     begin = torch.stack([x[own == 1].mean(0), x[own == 0].mean(0)])  # the middle of the other class
     return Poisoning((feasible.project(begin), y), feasible, copies=(count - ones, ones))
-
-
-def divided(task: Poisoning, parts: int) -> list[Poisoning]:
-    """The same number of copies of two points, divided in `parts` ways."""
-    count = sum(task.copies or ())
-    first = [round(count * (k + 1) / (parts + 1)) for k in range(parts)]
-    return [replace(task, copies=(k, count - k)) for k in first]
 
 
 def influence_attack(task: Poisoning, surrogate: Setting, steps: int, lr: float) -> tuple[Batch, dict]:

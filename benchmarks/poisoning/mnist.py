@@ -7,11 +7,10 @@ examples that the victim will be measured on ("known"); beside it stands the err
 import sys
 
 from applications.defences import CentroidDistance, SelfInfluence, Slab, TrainingLoss
-from applications.poisoning import Sanitation, label_flip_decoys, random_label_flips
+from applications.poisoning import Sanitation, ThreatModel, label_flip_decoys, random_label_flips
 from benchmarks.poisoning.linear import (
     LOSSES,
     SPLITS,
-    divided,
     influence_attack,
     kkt_attack,
     measured,
@@ -40,11 +39,12 @@ def attacks_on(name: str, seed: int, ascent: bool = True) -> dict[str, Batch | N
     decoys = label_flip_decoys(victim, **DECOYS)  # type: ignore[arg-type]
     found: dict[str, Batch | None] = {"clean": None}
     for constraint, (sanitation, lr) in CONSTRAINTS.items():
-        task = two_points(parts, SHARE, sanitation, L2)
         if ascent:
+            task = two_points(parts, SHARE, sanitation, L2)
             found[f"influence, {constraint}"], _ = influence_attack(task, surrogate, STEPS, lr)
+        tasks = ThreatModel(SHARE, passes=sanitation).splits(victim, PARTS, seed)
         unseen = [DEFENCES["l2"], DEFENCES["slab"]] if sanitation else []
-        found[f"KKT, {constraint}"], _ = kkt_attack(victim, divided(task, PARTS), decoys, defences=unseen)
+        found[f"KKT, {constraint}"], _ = kkt_attack(victim, tasks, decoys, defences=unseen)
     found["random flips"] = random_label_flips(victim, size(found["KKT, box"]), seed)  # type: ignore[arg-type]
     return found
 
