@@ -27,7 +27,7 @@ from recipe import (
     Setting,
     solve,
 )
-from recipe.batch import Batch, labels, take
+from recipe.batch import Batch, concatenate, labels, take
 
 SPLITS = 8
 LOSSES: dict[str, tuple[Callable, Callable]] = {  # what the victim minimises, and what the attacker differentiates
@@ -69,6 +69,11 @@ def split(data: Batch, seed: int, train: int, targets: int) -> Split:
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(labels(data))))
     first, second = train, train + targets
     return Split(*(take(data, part) for part in (order[:first], order[first:second], order[second:])))
+
+
+def aiming_widely(parts: Split) -> Split:
+    """The attacker aims at all that it knows, its training points too, which stand for what it does not know."""
+    return parts._replace(targets=concatenate(parts.targets, parts.train))
 
 
 def setting(parts: Split, loss: Callable, l2: float) -> Setting:
