@@ -111,7 +111,7 @@ def test_poisons_are_exactly_feasible_and_never_worse_than_their_start(threat):
 def test_gradients_are_finite_differences_through_retraining(threat):
     task = threat.task(SETTING)
     aimed = threat.goal.aim(SETTING)
-    x, h = task.start[0], 1e-3
+    x, h = task.start[0], 1e-2  # smaller steps drown in what training leaves of the gradient
     at = task.problem(Retrain(aimed)).arguments(x)
     gradient = task.problem(AdjointInfluence().fit(aimed, at)).gradient(x)
     true = task.problem(Retrain(aimed))
