@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recipe.batch import Batch
 from recipe.datamodel import OutputFunction
+from recipe.setting import Setting
 from recipe.values import all_finite
 
 Arguments = tuple[Tensor, Batch | None]  # (weights, added) of an output function
@@ -76,6 +77,7 @@ class Problem:
             outputs, for a baseline that itself needs training. Always has "do nothing".
         refit: `decision -> Problem`, the same problem with a datamodel fitted around that decision; None where `solve`
             was not given an estimator and a setting.
+        setting: what is trained, for solvers that look at the data themselves; None where `solve` does not know it.
         notes: what a solver says about how it ended, by name.
     """
 
@@ -85,6 +87,7 @@ class Problem:
     arguments: Callable[[Tensor], Arguments]
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     refit: Callable[[Tensor], "Problem"] | None = None
+    setting: Setting | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def value(self, decision: Tensor) -> float:

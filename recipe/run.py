@@ -282,7 +282,7 @@ def verify(solution: Solution, f: OutputFunction) -> Verification:
 
 def _refittable(task: Task, newest: list[OutputFunction], estimator: Any, setting: Setting | None) -> Problem:
     """The task over the newest datamodel, with a `refit` that replaces it."""
-    problem = task.problem(newest[0])
+    problem = replace(task.problem(newest[0]), setting=setting)
     if estimator is None or setting is None:
         return problem
 

@@ -3,6 +3,7 @@
 from applications.defences._features import Activations, Features, Inputs
 from applications.defences.centroid_distance import CentroidDistance
 from applications.defences.clustering import ActivationClustering
+from applications.defences.copies import Copies
 from applications.defences.defence import Caught, Defence, caught, inspect, most_suspicious, poisoned
 from applications.defences.neighbours import Neighbours
 from applications.defences.selection import Selection
@@ -16,6 +17,7 @@ __all__ = [
     "Activations",
     "Caught",
     "CentroidDistance",
+    "Copies",
     "Defence",
     "Features",
     "Inputs",

@@ -3,10 +3,10 @@
 from applications.poisoning.decoys import Decoy, label_flip_decoys
 from applications.poisoning.evaluation import Damage, Defended, Evaluation, already_wrong, evaluate
 from applications.poisoning.goals import Backdoor, Goal, Indiscriminate, Subpopulation, Targeted, Trigger
-from applications.poisoning.kkt import KKT
+from applications.poisoning.kkt import KKT, LabelFlipKKT
 from applications.poisoning.label_flips import chosen_label_flips, random_label_flips
 from applications.poisoning.poisons import Poisons
-from applications.poisoning.sanitation import Sanitation
+from applications.poisoning.sanitation import Sanitation, let_through
 from applications.poisoning.task import Poisoning
 from applications.poisoning.threat_model import Near, Range, Surrogates, ThreatModel
 
@@ -19,6 +19,7 @@ __all__ = [
     "Evaluation",
     "Goal",
     "Indiscriminate",
+    "LabelFlipKKT",
     "Near",
     "Poisoning",
     "Poisons",
@@ -33,5 +34,6 @@ __all__ = [
     "chosen_label_flips",
     "evaluate",
     "label_flip_decoys",
+    "let_through",
     "random_label_flips",
 ]

@@ -2,18 +2,19 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from applications.defences._geometry import inputs_of
+from applications.poisoning._rounding import normals, spare
+from applications.poisoning._stationarity import CORNER, Stationarity
+from applications.poisoning._stretching import least_margins, stretch_of
 from applications.poisoning.dealing import dealt
 from applications.poisoning.decoys import Decoy
-from applications.poisoning.linear_view import Line, LinearView, loss_slopes
+from applications.poisoning.linear_view import Line, LinearView
 from recipe import batch as batches
-from recipe.example_sets import Balls, Integers, Intersection, Slabs, examples_of
+from recipe.example_sets import Integers, examples_of
 from recipe.problem import Minimize, Problem
 from recipe.setting import Setting
 from recipe.solvers.convex import Convex
@@ -24,11 +25,6 @@ STEP = 1e-4  # of differences of derivatives
 FLAT = 1e-3  # a curvature that is none
 COUPLED = 200  # entries of an input: tangents couple all of them, and programs that are dense in more take seconds
 GAIN = 0.02  # of the residual, less than which ends the steps
-STRETCHES = 1 + 0.02 * torch.arange(51, dtype=torch.float64)  # 1 to 2
-FAR = 36.0  # a margin beyond which no loss has a derivative that a double can tell from zero
-CORNER = 1e-6  # kept from the margin where a loss ends
-SPARE = 0.02  # of a radius or a slab's width, kept for what rounding adds by chance
-WHOLES = 4  # of a whole entry whose squares are counted as rounding makes them
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,23 +64,17 @@ class Imitation:
 
     Args:
         setting: the attacker's.
-        view: of its model.
+        condition: that poisons are to meet.
         problem: to be solved.
         owners: `(k, b)`, true where a row of the decision has the k-th label.
-        y: `(k,)`, the labels that have poisons.
-        copies: `(k,)`, how many poisons carry each.
-        weights: `(n,)` of the clean points.
         feasible: for one point a label.
         loss_cap: a percentile, or None.
     """
 
     setting: Setting
-    view: LinearView
+    condition: Stationarity
     problem: Problem
     owners: Tensor
-    y: Tensor
-    copies: Tensor
-    weights: Tensor
     feasible: Any
     loss_cap: float | None
 
@@ -101,24 +91,8 @@ class Imitation:
         owners[torch.searchsorted(y, labels), row] = True
         every = problem.feasible.within if isinstance(problem.feasible, Integers) else problem.feasible
         one = examples_of(every, owners.to(torch.uint8).argmax(1))
-        view = LinearView.of(setting, entry)
-        return cls(setting, view, problem, owners, y, copies.double(), weights.double(), one, loss_cap)
-
-    @cached_property
-    def clean(self) -> tuple[Tensor, Tensor]:
-        """Inputs `(n, d)` and labels of the clean data."""
-        return inputs_of(self.setting.pool, self.view.entry).double(), batches.labels(self.setting.pool)
-
-    @property
-    def sign(self) -> Tensor:
-        """-1 for label 0, 1 for label 1, `(k,)`."""
-        return 2.0 * self.y.double() - 1
-
-    @property
-    def decay(self) -> float:
-        """What the penalty's gradient is multiplied with beside a sum of losses: `N l2`."""
-        goal = self.setting.algorithm.objective
-        return goal.l2 * (float(self.weights.sum() + self.copies.sum()) if goal.mean else 1.0)
+        condition = Stationarity(setting, LinearView.of(setting, entry), y, copies.double(), weights.double())
+        return cls(setting, condition, problem, owners, one, loss_cap)
 
     # ---- from a decoy to points --------------------------------------------------------------------------------------
     def candidate(self, decoy: Decoy) -> Candidate | None:
@@ -127,13 +101,14 @@ class Imitation:
         By Gauss-Newton steps, each a convex program; a loss without curvature, the hinge, needs the first one only. Of
         inputs with many entries the derivatives are held fixed for a step instead, as far as the gradient falls.
         """
-        line = self.view.line(self.setting, decoy.parameters)
-        stretch = self._stretch(line)
+        condition = self.condition
+        line = condition.view.line(self.setting, decoy.parameters)
+        stretch = stretch_of(condition, line, self.loss_cap)
         line = line.stretched(stretch)
-        low = self._least_margins(line)
+        low = least_margins(condition, line, self.loss_cap)
         start = torch.where(low.isfinite(), low, 0.0)
-        none = torch.zeros(len(self.y), self.clean[0].shape[1], dtype=torch.float64)
-        points = self._points(line, low, _Tangent(self._slopes(start), torch.zeros_like(start), start, none))
+        none = torch.zeros(len(condition.y), condition.clean[0].shape[1], dtype=torch.float64)
+        points = self._points(line, low, _Tangent(condition.slopes(start), torch.zeros_like(start), start, none))
         if points is None:
             return None
         best = self._measured(decoy, line, stretch, points)
@@ -154,26 +129,26 @@ class Imitation:
 
     def _measured(self, decoy: Decoy, line: Line, stretch: float, points: Tensor) -> Candidate:
         """Points with their margins and what is left of the gradient."""
-        slope, bias = self._clean_gradient(line)
-        margins = self.sign * line(points)
-        pull = self.copies * self._slopes(margins)
-        left = self.view.norm(slope + pull @ points.double(), bias + float(pull.sum())) / self._count
+        margins = self.condition.sign * line(points)
+        left = self.condition.residual(line, points, margins)
         return Candidate(decoy, line, stretch, points, left, margins)
 
     def _tangent(self, candidate: Candidate) -> "_Tangent":
         """The derivatives of the poisons' losses around a candidate."""
-        slopes = self._slopes(candidate.margins)
-        before = self._slopes(candidate.margins.clamp(max=self._corner - CORNER) - STEP)
-        curvature = self.sign * (slopes - before) / STEP
+        condition = self.condition
+        slopes = condition.slopes(candidate.margins)
+        before = condition.slopes(candidate.margins.clamp(max=condition.corner - CORNER) - STEP)
+        curvature = condition.sign * (slopes - before) / STEP
         return _Tangent(slopes, curvature, candidate.margins, candidate.points.double())
 
     def _points(self, line: Line, low: Tensor, tangent: "_Tangent") -> Tensor | None:
         """The program for derivatives that are linear in the margin, `(k, d)`; None where it is infeasible."""
-        slope, bias = self._clean_gradient(line)
-        rest, rest_bias = slope / self._count, bias / self._count
-        pull, turn = (self.copies * t / self._count for t in (tangent.slopes, tangent.curvature))
-        turned, at = turn[:, None] * tangent.points, self.sign * tangent.margins  # in z_1 - z_0 from here on
-        scale, bias_scale = self.view.a, self.view.c
+        condition, sign = self.condition, self.condition.sign
+        slope, bias = condition.clean_gradient(line)
+        rest, rest_bias = slope / condition.count, bias / condition.count
+        pull, turn = (condition.copies * t / condition.count for t in (tangent.slopes, tangent.curvature))
+        turned, at = turn[:, None] * tangent.points, sign * tangent.margins  # in z_1 - z_0 from here on
+        scale, bias_scale = condition.view.a, condition.view.c
 
         def left(x: Any) -> Any:
             moved = x @ line.slope + (line.bias - at)
@@ -181,10 +156,10 @@ class Imitation:
             return scale * ((pull @ x + moved @ turned + rest) ** 2).sum() + bias_scale * others
 
         def limits(x: Any) -> list[Any]:
-            margins = [sign * (x[k] @ line.slope.numpy() + line.bias) for k, sign in enumerate(self.sign.tolist())]
+            margins = [s * (x[k] @ line.slope.numpy() + line.bias) for k, s in enumerate(sign.tolist())]
             least = [m >= bound for m, bound in zip(margins, low.tolist(), strict=True) if bound > -torch.inf]
-            spare = _spare(self.feasible, x) if isinstance(self.problem.feasible, Integers) else []
-            return least + [m <= self._corner for m in margins] + spare
+            room = spare(self.feasible, x) if isinstance(self.problem.feasible, Integers) else []
+            return least + [m <= condition.corner for m in margins] + room
 
         start = self.problem.start[self.owners.to(torch.uint8).argmax(1)].double()
         with warnings.catch_warnings():
@@ -200,8 +175,8 @@ class Imitation:
         answer, whole = self.problem.start.clone(), self.problem.feasible
         for k, (point, rows) in enumerate(zip(candidate.points, self.owners, strict=True)):
             if isinstance(whole, Integers):
-                normals = [normal[k] for normal in _normals(self.feasible)]
-                seen = torch.stack([candidate.line.slope, *normals])  # what the loss and the slab defence look along
+                across = [normal[k] for normal in normals(self.feasible)]
+                seen = torch.stack([candidate.line.slope, *across])  # what the loss and the slab defence look along
                 answer[rows] = dealt(point, int(rows.sum()), seen, generator)
             else:
                 answer[rows] = point
@@ -209,102 +184,3 @@ class Imitation:
         if len(outside):
             answer[outside] = examples_of(whole, outside).project(answer[outside])
         return answer
-
-    # ---- at a line ---------------------------------------------------------------------------------------------------
-    @property
-    def _count(self) -> float:
-        """What the sum of losses is divided by."""
-        goal = self.setting.algorithm.objective
-        return float(self.weights.sum() + self.copies.sum()) if goal.mean else 1.0
-
-    @cached_property
-    def _corner(self) -> float:
-        """The largest margin with a loss that still falls: 1 for the hinge, `FAR` for losses that never end."""
-        low, high = -FAR, FAR
-        one = torch.ones(1, dtype=torch.long)
-        if float(loss_slopes(self.setting.loss, torch.tensor([high]), one)[1]) < 0:
-            return FAR
-        while high - low > CORNER / 2:
-            middle = (low + high) / 2
-            falls = float(loss_slopes(self.setting.loss, torch.tensor([middle]).double(), one)[1]) < 0
-            low, high = (middle, high) if falls else (low, middle)
-        return low
-
-    def _slopes(self, margins: Tensor) -> Tensor:
-        """Derivatives of the poisons' losses in `z_1 - z_0`, `(k,)`; at a corner those before it."""
-        inner = margins.clamp(max=self._corner - CORNER)
-        return loss_slopes(self.setting.loss, self.sign * inner, self.y)[1]
-
-    def _clean_gradient(self, line: Line) -> tuple[Tensor, float]:
-        """Of the clean losses' sum and the penalty, in slope `(d,)` and bias."""
-        x, y = self.clean
-        slopes = self.weights * loss_slopes(self.setting.loss, line(x), y)[1]
-        slope, bias = self.view.penalty_slopes(line)
-        return slopes @ x + self.decay * slope, float(slopes.sum()) + self.decay * bias
-
-    def _least_margins(self, line: Line) -> Tensor:
-        """Those at which a poison's loss is that of the percentile of its class, `(k,)`."""
-        if self.loss_cap is None:
-            return torch.full_like(self.copies, -torch.inf)
-        x, y = self.clean
-        margins, kept = (2 * y - 1) * line(x), self.weights > 0
-        share = 1 - self.loss_cap / 100
-        return torch.stack([torch.quantile(margins[kept & (y == c)], share) for c in self.y])
-
-    def _stretch(self, line: Line) -> float:
-        """The least factor at which the condition can hold along the line itself, where the poisons' losses pass.
-
-        The condition times the line is `sum_i w_i l'_i m_i + N l2 (|slope|^2 / a + ...) = -sum_y e_y l'_y m_y`.
-        """
-        if self.loss_cap is None:
-            return 1.0
-        x, y = self.clean
-        d, (slope, bias) = line(x), self.view.penalty_slopes(line)
-        penalty = self.decay * float(slope @ line.slope + bias * line.bias)
-        low = self._least_margins(line)
-        for stretch in STRETCHES.tolist():
-            clean = self.weights @ (loss_slopes(self.setting.loss, stretch * d, y)[1] * stretch * d)
-            if float(clean) + stretch**2 * penalty >= self._least_pull(stretch * low):
-                return stretch
-        return 1.0
-
-    def _least_pull(self, low: Tensor) -> float:
-        """The least of `-sum_y e_y l'_y m_y` over allowed margins."""
-        share = torch.linspace(0, 1, 200, dtype=torch.float64)
-        total = 0.0
-        for copies, bound in zip(self.copies.tolist(), low.tolist(), strict=True):
-            margins = bound + share * max(0.0, self._corner - CORNER - bound)
-            slopes = loss_slopes(self.setting.loss, margins, torch.ones(len(margins), dtype=torch.long))[1]
-            total += copies * float((-slopes * margins).min())
-        return total
-
-
-def _normals(feasible: Any) -> list[Tensor]:
-    """Of all slabs in a set, `(k, d)` each."""
-    if isinstance(feasible, Intersection):
-        return [normal for s in feasible.sets for normal in _normals(s)]
-    return [feasible.normal.double()] if isinstance(feasible, Slabs) else []
-
-
-def _spare(feasible: Any, x: Any) -> list[Any]:
-    """Constraints on a mean of whole points under which the points pass, up to chance.
-
-    Rounded to 0 or 1 with the mean p, an entry's expected square is p and not p^2: so squares are counted along the
-    line through the whole numbers, `x + sum_k 2 max(0, x - k)`, which for a non-negative x is convex again.
-    """
-    if isinstance(feasible, Intersection):
-        return [c for s in feasible.sets for c in _spare(s, x)]
-    if isinstance(feasible, Balls):
-        radius = torch.as_tensor(feasible.radius).double().expand(len(feasible.center)) * (1 - SPARE)
-        squares, found = x, []
-        for step in range(1, WHOLES):
-            above = type(x)(x.shape)  # max(0, x - step), as a variable: cvxpy is imported by Convex alone
-            found += [above >= 0, above >= x - step]
-            squares = squares + 2 * above
-        for k, (center, r) in enumerate(zip(feasible.center.double(), radius.tolist(), strict=True)):
-            found.append(squares[k].sum() - 2 * (x[k] @ center.numpy()) + float(center @ center) <= r**2)
-        return found
-    if isinstance(feasible, Slabs):
-        width = torch.where((feasible.high - feasible.low).isfinite(), feasible.high - feasible.low, 0.0)
-        return Slabs(feasible.normal, feasible.low + SPARE * width, feasible.high - SPARE * width).constraints(x)
-    return []

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from applications.poisoning._imitation import Candidate, Imitation
-from applications.poisoning.decoys import Decoy
+from applications.poisoning.decoys import Decoy, label_flip_decoys
 from recipe.batch import Batch
-from recipe.problem import Problem
+from recipe.problem import Minimize, Problem
 from recipe.setting import Setting
 
 
@@ -49,10 +49,13 @@ class KKT:
             own run of the defences lets them through, say. Where it accepts none, the start is the answer.
         entry: of the inputs in a batch.
         seed: of what is dealt out to whole poisons.
+        measured: value each candidate by a datamodel fitted around it: a tangent to retraining says there what
+            retraining gave. Needless where `Retrain` itself is plugged in.
 
     Raises on use:
         ValueError: a model that is not linear or not of two classes, inputs that are not `(b, d)` floating numbers, a
-            percentile outside 0 to 100, no decoy, or none that anything in the feasible set could imitate.
+            percentile outside 0 to 100, no decoy, or none that anything in the feasible set could imitate; `measured`
+            and a problem that cannot be refitted.
         TypeError: a feasible set that does not hold for every example by itself.
 
     Example:
@@ -74,6 +77,7 @@ class KKT:
     accept: Callable[[Batch], bool] | None = None
     entry: int | str = 0
     seed: int = 0
+    measured: bool = False
 
     def solve(self, problem: Problem) -> Tensor:
         """The poisons' inputs, of `problem.start`'s shape and type."""
@@ -89,19 +93,23 @@ class KKT:
         tried: list[tuple[Tensor, Candidate | None]] = [(imitation.decision(c, generator), c) for c in candidates]
         if problem.feasible.contains(problem.start):
             tried.append((problem.start, None))
-        values = [problem.value(decision) for decision, _ in tried]
+        values = [self._value(problem, decision) for decision, _ in tried]
         order = sorted(range(len(tried)), key=lambda i: -problem.objective.sense * values[i])
         best = next((i for i in order if tried[i][1] is None or self._accepts(problem, tried[i][0])), None)
         decision, candidate = (problem.start, None) if best is None else tried[best]
         problem.notes.update(
             {
-                "value": problem.value(decision),
+                "value": self._value(problem, decision),
                 "candidates": len(candidates),
                 "infeasible": len(self.decoys) - len(candidates),
                 **(_notes(candidate) if candidate else {"decoy": "none: the start is kept"}),
             }
         )
         return decision.clone()
+
+    def _value(self, problem: Problem, decision: Tensor) -> float:
+        here = problem.refit(decision) if self.measured and problem.refit is not None else problem
+        return here.value(decision)
 
     def _accepts(self, problem: Problem, decision: Tensor) -> bool:
         added = problem.arguments(decision)[1]
@@ -119,6 +127,58 @@ class KKT:
                 f"Expected a decoy at least, and as the loss cap a percentile above 0 and at most 100, or None; got "
                 f"{len(self.decoys)} decoys and loss_cap={self.loss_cap}."
             )
+        if self.measured and problem.refit is None:
+            raise ValueError(
+                "This problem cannot be refitted: pass estimator and setting to solve(), or measured=False."
+            )
+
+
+@dataclass(frozen=True)
+class LabelFlipKKT:
+    """The KKT attack by numbers alone: on the setting that is solved, through decoys made of mislabelled targets.
+
+    What the command line calls `kkt`. Every candidate is valued by a datamodel fitted around it.
+
+    Args:
+        shares: of the targets that are mislabelled, see `label_flip_decoys`.
+        repeats: how often each is repeated.
+        one_sided: mislabel shares of the targets of one label alone, too.
+        loss_cap: as in `KKT`.
+        entry: of the inputs in a batch.
+        seed: of what is dealt out to whole poisons.
+
+    Raises on use:
+        ValueError: as `KKT` and `label_flip_decoys`, or a problem that does not know its setting.
+
+    Example:
+        >>> from applications.poisoning import ThreatModel
+        >>> from estimators.influence import Influence
+        >>> from recipe import LBFGS, Loss, solve
+        >>> x, y = torch.randn(80, 2, generator=torch.Generator().manual_seed(0)).double(), torch.arange(80) % 2
+        >>> x[:, 0] += 2 * y
+        >>> data = (x[:60], y[:60]), (x[60:], y[60:])
+        >>> setting = Setting(lambda: torch.nn.Linear(2, 2).double(), *data, LBFGS(l2=0.1), output=Loss())
+        >>> f_hat = Influence().fit(setting)
+        >>> found = solve(ThreatModel(0.1).task(setting), f_hat, LabelFlipKKT(shares=(0.2, 0.5)))
+        >>> found.predicted > float(f_hat(torch.ones(60)).mean())
+        True
+    """
+
+    shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5)
+    repeats: tuple[int, ...] = (1, 2)
+    one_sided: bool = True
+    loss_cap: float | None = None
+    entry: int | str = 0
+    seed: int = 0
+
+    def solve(self, problem: Problem) -> Tensor:
+        """See `KKT.solve`."""
+        setting = problem.setting
+        if setting is None:
+            raise ValueError("The decoys are trained on the data that is attacked: pass setting=... to solve().")
+        towards = isinstance(problem.objective, Minimize)
+        decoys = label_flip_decoys(setting, self.shares, self.repeats, self.one_sided, towards)
+        return KKT(setting, decoys, self.loss_cap, entry=self.entry, seed=self.seed, measured=True).solve(problem)
 
 
 def _notes(candidate: Candidate) -> dict[str, object]:

@@ -7,6 +7,7 @@ def main() -> None:
     """All tables."""
     for loss in mnist.LOSSES:
         mnist.show(loss)
+        mnist.show(loss, wide=True)
     enron.main()
     inspected.main()
     svm.main()

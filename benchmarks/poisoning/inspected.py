@@ -1,7 +1,7 @@
 """What looking at a tenth of the data finds of the poison: MNIST 1-vs-7, logistic regression, 3 % added.
 
 Every defence ranks all training points; the share of the poison among the most suspicious tenth is printed. The
-datamodel's clean digits are others than those at which the attack aims.
+datamodel's clean digits are others than those at which the attack aims. "Alone" leaves out what copies do together.
 """
 
 import sys
@@ -35,7 +35,9 @@ def defences(clean: Batch) -> dict[str, Defence]:
     """All, by name."""
     return {
         "self-influence": SelfInfluence(INFLUENCE),
+        "self-influence, points alone": SelfInfluence(INFLUENCE, copies=None),
         "datamodel: `Selection`, `TopK()`": Selection(INFLUENCE, TopK(), SHARE, clean),
+        "datamodel: the same, points alone": Selection(INFLUENCE, TopK(), SHARE, clean, copies=None),
         "datamodel: `Selection`, `Greedy(refit=5)`": Selection(INFLUENCE, Greedy(refit=5), SHARE, clean),
         "training loss": TrainingLoss(),
         "l2": CentroidDistance(),

@@ -1,7 +1,6 @@
 """Linear classifiers of two classes, attacked by influence, refitted on the way, and by the KKT attack."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from recipe import (
     Setting,
     solve,
 )
-from recipe.batch import Batch, labels, take
+from recipe.batch import Batch, concatenate, labels, take
 
 SPLITS = 8
 LOSSES: dict[str, tuple[Callable, Callable]] = {  # what the victim minimises, and what the attacker differentiates
@@ -72,6 +71,11 @@ def split(data: Batch, seed: int, train: int, targets: int) -> Split:
     return Split(*(take(data, part) for part in (order[:first], order[first:second], order[second:])))
 
 
+def aiming_widely(parts: Split) -> Split:
+    """The attacker aims at all that it knows, its training points too, which stand for what it does not know."""
+    return parts._replace(targets=concatenate(parts.targets, parts.train))
+
+
 def setting(parts: Split, loss: Callable, l2: float) -> Setting:
     """A linear model trained to its optimum; outputs are losses."""
     width = parts.train[0].shape[1]  # type: ignore[index]
@@ -106,13 +110,6 @@ def two_points(parts: Split, share: float, sanitation: Sanitation | None, l2: fl
     feasible = sanitation.allowed(model, y, box) if sanitation else box
     begin = torch.stack([x[own == 1].mean(0), x[own == 0].mean(0)])  # the middle of the other class
     return Poisoning((feasible.project(begin), y), feasible, copies=(count - ones, ones))
-
-
-def divided(task: Poisoning, parts: int) -> list[Poisoning]:
-    """The same number of copies of two points, divided in `parts` ways."""
-    count = sum(task.copies or ())
-    first = [round(count * (k + 1) / (parts + 1)) for k in range(parts)]
-    return [replace(task, copies=(k, count - k)) for k in first]
 
 
 def influence_attack(task: Poisoning, surrogate: Setting, steps: int, lr: float) -> tuple[Batch, dict]:

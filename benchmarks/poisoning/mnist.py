@@ -7,11 +7,11 @@ examples that the victim will be measured on ("known"); beside it stands the err
 import sys
 
 from applications.defences import CentroidDistance, SelfInfluence, Slab, TrainingLoss
-from applications.poisoning import Sanitation, label_flip_decoys, random_label_flips
+from applications.poisoning import Sanitation, ThreatModel, label_flip_decoys, random_label_flips
 from benchmarks.poisoning.linear import (
     LOSSES,
     SPLITS,
-    divided,
+    aiming_widely,
     influence_attack,
     kkt_attack,
     measured,
@@ -33,30 +33,32 @@ SELF_INFLUENCE = SelfInfluence(Influence(inverse=CG(1e-3)))  # of the logistic l
 NAMES = (*DEFENCES, "self-influence")
 
 
-def attacks_on(name: str, seed: int, ascent: bool = True) -> dict[str, Batch | None]:
-    """Poisons by name, of one split, those by ascent through influence if wanted."""
+def attacks_on(name: str, seed: int, ascent: bool = True, wide: bool = False) -> dict[str, Batch | None]:
+    """Poisons by name, of one split, those by ascent through influence if wanted; aimed at training points too."""
     parts = ones_and_sevens(seed)
+    parts = aiming_widely(parts) if wide else parts
     victim, surrogate = (setting(parts, loss, L2) for loss in LOSSES[name])
     decoys = label_flip_decoys(victim, **DECOYS)  # type: ignore[arg-type]
     found: dict[str, Batch | None] = {"clean": None}
     for constraint, (sanitation, lr) in CONSTRAINTS.items():
-        task = two_points(parts, SHARE, sanitation, L2)
         if ascent:
+            task = two_points(parts, SHARE, sanitation, L2)
             found[f"influence, {constraint}"], _ = influence_attack(task, surrogate, STEPS, lr)
+        tasks = ThreatModel(SHARE, passes=sanitation).splits(victim, PARTS, seed)
         unseen = [DEFENCES["l2"], DEFENCES["slab"]] if sanitation else []
-        found[f"KKT, {constraint}"], _ = kkt_attack(victim, divided(task, PARTS), decoys, defences=unseen)
+        found[f"KKT, {constraint}"], _ = kkt_attack(victim, tasks, decoys, defences=unseen)
     found["random flips"] = random_label_flips(victim, size(found["KKT, box"]), seed)  # type: ignore[arg-type]
     return found
 
 
-def show(name: str, splits: int = SPLITS, ascent: bool = True) -> None:
-    """One loss: clean, random flips and the attacks, over random splits of the data."""
+def show(name: str, splits: int = SPLITS, ascent: bool = True, wide: bool = False) -> None:
+    """One loss: clean, random flips and the attacks (`wide`: aimed at training points too), over random splits."""
     found: dict[str, list[tuple]] = {}
     clock = Clock()
     for seed in range(splits):
         parts = ones_and_sevens(seed)
         victim, smooth = setting(parts, LOSSES[name][0], L2), setting(parts, CrossEntropy(), L2)
-        for attack, added in attacks_on(name, seed, ascent).items():
+        for attack, added in attacks_on(name, seed, ascent, wide).items():
             caught = [float("nan")] * len(NAMES)
             if added is not None:
                 caught = removed(victim, added, list(DEFENCES.values())) + removed(smooth, added, [SELF_INFLUENCE])
@@ -69,9 +71,11 @@ def show(name: str, splits: int = SPLITS, ascent: bool = True) -> None:
         shares = ["" if c[0] != c[0] else f"{100 * sum(c) / len(c):.0f} %" for c in columns[3:]]
         rows.append((attack, mean(columns[0], 4), mean(columns[1]), mean(columns[2], 4), *shares))
     header = ("attack", "known error", "test loss", "test error", *(f"removed by {d}" for d in NAMES))
-    table(f"MNIST 1-vs-7, {name} loss, 3 % added, {splits} splits, {clock():.0f} s", header, rows)
+    aim = "the attacker's examples" + (" and its training points" if wide else "")
+    table(f"MNIST 1-vs-7, {name} loss, 3 % added, aimed at {aim}, {splits} splits, {clock():.0f} s", header, rows)
 
 
 if __name__ == "__main__":
     for loss in sys.argv[1:] or LOSSES:
-        show(loss)
+        for wide in (False, True):
+            show(loss, wide=wide)

@@ -9,6 +9,7 @@ from torch import nn
 from applications.poisoning import (
     KKT,
     Decoy,
+    LabelFlipKKT,
     Near,
     Poisoning,
     Range,
@@ -20,6 +21,7 @@ from applications.poisoning import (
 )
 from applications.poisoning.dealing import dealt
 from applications.poisoning.linear_view import LinearView, loss_slopes
+from estimators.influence import Influence
 from recipe import LBFGS, Ball, Box, CrossEntropy, Hinge, Loss, Newton, Problem, Retrain, Setting, calculus, solve
 from recipe.example_sets import Balls, Integers, Intersection, Slabs, examples_of
 from recipe.problem import Maximize
@@ -156,6 +158,24 @@ def test_targets_that_carry_wanted_labels():
     assert found.predicted < float(Retrain(aimed)(ONES).mean())
 
 
+def test_by_numbers_alone_it_is_the_same_attack_valued_around_each_candidate():
+    task, f = ThreatModel(0.1, passes=Sanitation()).task(SETTING), Retrain(SETTING)
+    decoys = label_flip_decoys(SETTING, (0.2, 0.5), (1,))
+    wanted = solve(task, f, KKT(SETTING, decoys))
+    found = solve(task, Influence().fit(SETTING), LabelFlipKKT((0.2, 0.5), (1,)))
+    torch.testing.assert_close(found.decision, wanted.decision)
+    assert found.predicted == pytest.approx(wanted.predicted, rel=1e-4)
+    assert found.provenance["notes"]["decoy"] == wanted.provenance["notes"]["decoy"]
+
+
+def test_by_numbers_alone_it_knows_which_way_the_goal_lies():
+    goal = Targeted(3, 1 - int(SETTING.probe[1][3]))
+    aimed, task = goal.aim(SETTING), ThreatModel(4, goal=goal).task(SETTING)
+    found = solve(task, Influence().fit(aimed), LabelFlipKKT(repeats=(1, 5, 10)))
+    assert found.predicted < float(Retrain(aimed)(ONES).mean())
+    assert "all targets" in found.provenance["notes"]["decoy"]
+
+
 # ---- decoys --------------------------------------------------------------------------------------------------------
 def test_decoys_are_worse_on_targets_the_more_they_cost_on_clean_data():
     decoys = label_flip_decoys(SETTING)
@@ -233,6 +253,11 @@ def attack(setting, decoys=DECOYS, threat=ThreatModel(2), **kwargs):
         (lambda: label_flip_decoys(three_classes()), "got 3 classes"),
         (lambda: label_flip_decoys(SETTING, shares=(0.0,)), "above 0 and at most 1"),
         (attack(SETTING, ()), "a decoy at least"),
+        (lambda: LabelFlipKKT().solve(ThreatModel(2).task(SETTING).problem(Retrain(SETTING))), "pass setting="),
+        (
+            lambda: solve(ThreatModel(2).task(SETTING), Retrain(SETTING), KKT(SETTING, DECOYS, measured=True)),
+            "refitted",
+        ),
         (attack(SETTING, loss_cap=0.0), "loss_cap=0.0"),
         (attack(SETTINGS["hinge"], DECOYS, loss_cap=1.0), "another percentile than loss_cap=1.0"),
         (

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from applications.data_selection import DataSelection
 from applications.debugging import Debugging, as_predicted, blame
-from applications.poisoning import Poisoning, random_label_flips
+from applications.poisoning import LabelFlipKKT, Poisoning, Sanitation, random_label_flips
 from applications.unlearning import Unlearning
 from estimators.influence import Influence
 from estimators.newton_step import NewtonStep
@@ -236,6 +236,18 @@ def test_poison(setting):
     task = Poisoning(start, Box.between(low, high))
     f = Retrain(setting).on(output=Loss())
     same(record, *directly(task, Influence(), GradientAscent(lr=0.05, steps=7), f))
+
+
+def test_poison_by_the_kkt_attack(setting):
+    knobs = ["--solver", "kkt", "--solver-set", "shares=(0.5, 1.0)", "--solver-set", "repeats=(1,)"]
+    record = document("poison", "tiny_setting.py:setting", "--count", 4, "--passes", 95, "--seeds", 1, *knobs)
+    start = random_label_flips(setting, 4, 0)
+    low, high = setting.pool[0].aminmax()
+    box = Box.between(torch.full((4, 2), float(low)), torch.full((4, 2), float(high)))
+    f = Retrain(setting).on(output=Loss())
+    task = Poisoning(start, Sanitation(percentile=95).allowed(f.setting, start[1], box))
+    same(record, *directly(task, Influence(), LabelFlipKKT((0.5, 1.0), (1,)), f))
+    assert record["verification"]["actual"]["mean"] > record["verification"]["baselines"]["do nothing"]["mean"]
 
 
 def test_poisons_stay_in_the_range_of_the_universe(setting):
