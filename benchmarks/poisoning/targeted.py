@@ -22,7 +22,7 @@ from estimators.adjoint_influence import AdjointInfluence
 from recipe import CG, Correct, CrossEntropy, GradientAscent, Retrain, Setting, solve
 from recipe.batch import labels, relabel, take
 
-L2, TARGETS, STEPS, SPLITS = 0.001, 40, 6, 4
+L2, TARGETS, STEPS, SPLITS = 0.001, 40, 6, 3
 ESTIMATOR = AdjointInfluence(inverse=CG(1e-3))
 ASCENT = GradientAscent(lr=1.0, steps=STEPS, sign=True, refit=STEPS - 1, measured=True, decay=True)
 
