@@ -23,7 +23,7 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe import calculus
-from recipe.calculus import Operator, Product
+from recipe.calculus import Operator, Point, Product
 from recipe.cost import Cost
 from recipe.inverses.inverse import check_finite, point_of
 from recipe.work import Products
@@ -54,15 +54,15 @@ class Woodbury:
 
     def cost(self, products: Products, vectors: float) -> Cost:
         """See `Inverse.cost`."""
-        return products.applied(self.of, vectors)
+        n, p, machine = products.work.setting.n, products.p, products.machine
+        kernel = machine.product(n, p, n) + machine.cholesky(n, vectors)
+        both_ways = 2 * machine.product(vectors, p, n)
+        return (products.applied(_only_gradients, vectors) + kernel + both_ways).holding(machine.number * n * p)
 
     def of(self, operator: Operator) -> Product:
         """See `Inverse.of`."""
         point = point_of(operator, "Woodbury()")
-        used = point.shares.nonzero().squeeze(1)
-        blocks = calculus.blocks(point.setting, batches.take(point.data, used))
-        rows = [calculus.loss_gradients(point.setting, point.parameters, block).detach() for block in blocks]
-        root = torch.cat(rows) * point.shares[used].detach().sqrt()[:, None]  # (n, p)
+        root = _root(point)
         check_finite(root)
         kernel = root @ root.T
         shift = operator.shift or 0.1 * float(kernel.diagonal().mean())
@@ -74,3 +74,17 @@ class Woodbury:
             return (vectors - torch.cholesky_solve(root @ vectors.T, factor).T @ root) / shift
 
         return product
+
+
+def _root(point: Point) -> Tensor:
+    """Gradients times the roots of their shares, `(n, p)`: the Fisher matrix is their product with themselves."""
+    used = point.shares.nonzero().squeeze(1)
+    blocks = calculus.blocks(point.setting, batches.take(point.data, used))
+    rows = [calculus.loss_gradients(point.setting, point.parameters, block).detach() for block in blocks]
+    return torch.cat(rows) * point.shares[used].detach().sqrt()[:, None]
+
+
+def _only_gradients(operator: Operator) -> Product:
+    """What of the inverse is linear in the examples."""
+    _root(point_of(operator, "Woodbury()"))
+    return lambda vectors: vectors
