@@ -77,7 +77,10 @@ class Bank:
         """The outputs `(m,)` of those runs that are there and were measured like this."""
         found = self._find(keys, f"outputs/{measure_key(setting)}")
         dtype = setting.output_dtype
-        return {key: _tensor(values, dtype).to(setting.device, dtype) for key, values in found.items()}
+        if not found:
+            return {}
+        together = _tensor(np.stack(list(found.values())), dtype).to(setting.device, dtype)
+        return dict(zip(found, together.unbind(), strict=True))
 
     def known(self, keys: Sequence[str]) -> set[str]:
         """Those runs that are there, whatever was measured."""
