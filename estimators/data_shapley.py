@@ -34,10 +34,10 @@ from torch import Tensor
 from estimators._sampled import Estimate, SampledDatamodel
 from estimators._subset_training import STREAM, SubsetTraining
 from estimators.exact_shapley import Game
-from recipe.columns import room
 from recipe.cost import Cost
 from recipe.datamodel import records_origin
 from recipe.problem import Arguments
+from recipe.scratch import room
 from recipe.setting import Measure, Setting
 from recipe.training import progress_bar
 from recipe.work import Work

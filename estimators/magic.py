@@ -174,7 +174,7 @@ def _check_added(added: Batch | None) -> None:
 
 def _datamodel(setting: Setting, replays: list[Replay], probe: Probe | None) -> MAGICDatamodel:
     width = setting.m // setting.output_shape[0]
-    foreseen: list[Tensor] = []  # changes of the outputs, of the first run
+    foreseen: list[Tensor] = []  # changes of the outputs, by the first of several runs
 
     with progress_bar(sum(replay.run.steps for replay in replays), "reverse pass", unit="step") as bar:
 
@@ -185,18 +185,15 @@ def _datamodel(setting: Setting, replays: list[Replay], probe: Probe | None) -> 
                 bar.update(steps * part.m / setting.m)
 
             parts = [torch.cat(list(_effects(part, replay, advance))) for replay in replays]  # (k, n) each
-            if probe is not None:
+            if probe is not None and len(parts) > 1:
                 foreseen.append(probe.moves @ parts[0].T)
             return torch.stack(parts).mean(0)
 
         collected = collected_by_outputs(effects, setting.output_shape, setting.n)
-        if probe is not None and sum(t.shape[1] for t in foreseen) < setting.m:  # effects that were there already
-            one = len(replays) == 1
-            foreseen = (
-                [product(collected, probe.moves)]
-                if one
-                else [probe.moves @ block.T for block in _effects(setting, replays[0], bar.update)]
-            )
+        if probe is not None and len(replays) == 1:
+            foreseen = [product(collected, probe.moves)]
+        elif probe is not None and sum(t.shape[1] for t in foreseen) < setting.m:  # a store had the effects already
+            foreseen = [probe.moves @ block.T for block in _effects(setting, replays[0], bar.update)]
     with torch.no_grad():
         outputs = torch.stack([setting.outputs(replay.end) for replay in replays]).mean(0)
 

@@ -254,7 +254,8 @@ def regress_residual(
         )
     fit = _Regression.of(masks, outputs.double(), penalty, prior.detach().to(outputs))
     effects = fit.effects(slice(None))
-    return tuple(t.to(outputs.dtype) for t in (fit.y - effects @ fit.x, effects, fit.scale))  # type: ignore[return-value]
+    bias = fit.y - effects @ fit.x
+    return bias.to(outputs.dtype), effects.to(outputs.dtype), fit.scale.to(outputs.dtype)
 
 
 def _check(masks: Tensor, outputs: Tensor) -> None:

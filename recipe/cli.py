@@ -18,11 +18,12 @@ from torch import Tensor
 
 from recipe import bank_commands, plugins
 from recipe import batch as batches
+from recipe.announcement import models_of
 from recipe.arguments import read_entry, read_numbers, read_points, read_quota, read_range, read_size
 from recipe.cost import cost_of
 from recipe.exports import SUFFIXES
 from recipe.feasible import Box
-from recipe.job import DEFAULTS, INFLUENCE, Job, announce, models_of, name_of, training_sets
+from recipe.job import DEFAULTS, INFLUENCE, Job, announce, name_of, training_sets
 from recipe.lds import lds as score
 from recipe.options import Options, TaskOptions, command, say, text_of, user_errors
 from recipe.outputs import Loss, TopMargin
@@ -240,7 +241,7 @@ def lds(
     drawn = random_subsets(f.n, subsets, alpha, seed)
     fit = f"to fit {name_of(estimator)}"
     costs = {fit: lambda: cost_of(estimator, f.setting), "to compare with": lambda: f.cost(subsets)}
-    announce(f, {fit: models_of(estimator, f), "to compare with": subsets * options.seeds}, costs)
+    announce(f, {fit: models_of(estimator, f.setting), "to compare with": subsets * options.seeds}, costs)
     return options.report({"lds": score(estimator.fit(f.setting), f, drawn)})
 
 

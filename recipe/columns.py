@@ -6,21 +6,18 @@ what was used last and gives it back when it is needed. The files lie in the fol
 the system's temporary one) and vanish with the process, however it ends.
 """
 
-import contextlib
-import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recipe.scratch import in_file
+
 ROWS = 1024  # examples read at once
-HELD_BYTES = 2**27  # of effects that memory holds at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +92,7 @@ def read_all(data: Any, collate: Callable[[list[Any]], Any]) -> Any:
     n = len(data)
     blocks = (collate(_rows(data, range(i, min(n, i + ROWS)))) for i in range(0, n, ROWS))
     first = next(blocks)
-    places: dict[Any, Tensor] = {key: _place(t, n) for key, t in _items(first)}
+    places: dict[Any, Tensor] = {key: in_file((n, *t.shape[1:]), t.dtype, ".examples") for key, t in _items(first)}
     start = 0
     for block in _chain(first, blocks):
         rows = min(ROWS, n - start)
@@ -128,53 +125,3 @@ def _items(batch: Any) -> list[tuple[Any, Tensor]]:
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield first
     yield from rest
-
-
-def _place(like: Tensor, n: int) -> Tensor:
-    """Room for n examples in a file that no longer has a name, so that nothing of it is left behind."""
-    shape = (n, *like.shape[1:])
-    if not like.numel():
-        return torch.empty(shape, dtype=like.dtype)
-    size = like.nbytes // len(like) * n
-    with scratch(size, ".examples") as file:
-        raw = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
-        return torch.from_numpy(raw).view(like.dtype).view(shape)
-
-
-def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros: in memory, or, where they are more than `HELD_BYTES`, in a file that no longer has a name.
-
-    >>> room((2, 3), torch.float64).sum()
-    tensor(0., dtype=torch.float64)
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size <= HELD_BYTES:
-        return torch.zeros(shape, dtype=dtype)
-    with scratch(size, ".effects") as file:
-        raw = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
-        return torch.from_numpy(raw).view(dtype).view(shape)
-
-
-def scratch(size: int, suffix: str) -> IO[bytes]:
-    """A file of so many bytes without a name, for what memory need not hold.
-
-    Raises:
-        OSError: there is no such folder, or no room in it: said now, since a memory map that runs out of room later
-            ends the process.
-    """
-    folder = os.environ.get("RECIPE_CACHE") or tempfile.gettempdir()
-    with contextlib.ExitStack() as undo:
-        try:
-            file = undo.enter_context(tempfile.TemporaryFile(dir=folder, suffix=suffix))
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{size / 2**20:.0f} MiB of data find no room in {folder} ({error.strerror}). They lie in files: "
-                "make some there, or let RECIPE_CACHE name a folder on a larger disk",
-            ) from error
-        undo.pop_all()  # it is the caller's to close
-    return file

@@ -1,18 +1,17 @@
 """A task on a setting, as the command line puts them together: what it will cost, the fit, the solution, the proof."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from recipe import plugins
-from recipe.announcement import expected
+from recipe.announcement import expected, models_of
 from recipe.cost import Cost, cost_of
 from recipe.datamodel import OutputFunction
 from recipe.options import Choice, TaskOptions, say
 from recipe.problem import Task
-from recipe.record import summary
 from recipe.retrain import Retrain
 from recipe.run import Solution, solve, verify
 from recipe.setting import Measure
@@ -65,7 +64,7 @@ class Job:
         seeds = self.options.seeds
         refits = getattr(self.solver, "refit", None) or 0
         later = max(0, seeds * sets - before)
-        fitted = models_of(self.estimator, self.f) * (1 + refits)
+        fitted = models_of(self.estimator, self.f.setting) * (1 + refits)
         fit = f"to fit {name_of(self.estimator)}"
         costs = {
             fit: lambda: (1 + refits) * cost_of(self.estimator, self.f.setting),
@@ -93,13 +92,6 @@ def announce(f: Retrain, runs: Mapping[str, int], costs: Mapping[str, Callable[[
     say(f"n = {f.n} training points, m = {f.m} outputs, p = {f.setting.p} parameters. Models to train: {models}.")
     for why, cost in costs.items():
         say(f"Expected {why}: {expected(cost)}.")
-
-
-def models_of(estimator: Any, f: Retrain) -> int:
-    """How many models a fit trains, by the names that estimators give these numbers."""
-    known = summary(estimator) if is_dataclass(estimator) else {}
-    models = 0 if f.setting.checkpoints else known.get("models", 0)
-    return int(models + known.get("subsets", 0))
 
 
 def name_of(value: Any) -> str:

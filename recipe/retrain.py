@@ -117,9 +117,7 @@ class Retrain(OutputFunction):
 
     def cost(self, sets: int = 1) -> Cost:
         """What it will cost to evaluate so many training sets with every seed, remembered ones included."""
-        from recipe.work import Work  # which measures by training
-
-        return Work(self.setting).retraining(sets * len(self.seeds))
+        return self._cost(sets * len(self.seeds))
 
     def parameters(self, weights: Tensor, added: Batch | None = None) -> Parameters:
         """Trained parameters for `(n,)` weights, stacked over the seeds."""
@@ -132,19 +130,16 @@ class Retrain(OutputFunction):
         return stack([found[key] for key in wanted])
 
     # ---- inside ----------------------------------------------------------------------------------------------------
-    def _cost(self, runs: Sequence[tuple[Tensor, int]]) -> Cost:
+    def _cost(self, runs: int, points: int | None = None) -> Cost:
         from recipe.work import Work  # which measures by training
 
-        points = sum(int((w > 0).sum()) for w, _ in runs) // len(runs)
-        return Work(self.setting).retraining(len(runs), points)
+        return Work(self.setting).retraining(runs, points)
 
     def _outputs(self, runs: list[tuple[Tensor, int]], added: Batch | None) -> Tensor:
         keys = [_key(w, seed, added) for w, seed in runs]
         found = {key: outputs for key in keys if (outputs := self._measured.get(key)) is not None}
         if wanted := {key: run for key, run in zip(keys, runs, strict=True) if key not in found}:
             found |= self._measure(wanted, added)
-            for key in wanted:
-                self._measured.put(key, found[key])
         return torch.stack([found[key] for key in keys])
 
     def _measure(self, wanted: Wanted, added: Batch | None) -> dict[str, Tensor]:
@@ -153,12 +148,14 @@ class Retrain(OutputFunction):
         if self.bank is not None:
             banked = self.bank.outputs(self.setting, list(names.values()))
             found.update({key: banked[name] for key, name in names.items() if name in banked})
+            self._measured.update(found)
         left = [key for key in wanted if key not in found]
         block = max(1, MEMORY_BYTES // _nbytes(self.setting.initial(0)))
         for keys in (left[i : i + block] for i in range(0, len(left), block)):
             if there := self._remembered(keys, names):
                 outputs = outputs_of(self.setting, list(there.values()))
-                found.update(zip(there, outputs, strict=True))
+                found.update(again := dict(zip(there, outputs, strict=True)))
+                self._measured.update(again)
                 if self.bank is not None:
                     self.bank.add(self.setting, [names[key] for key in there], outputs)
         for keys, trained in self._train({key: wanted[key] for key in left if key not in found}, names, added):
@@ -172,18 +169,18 @@ class Retrain(OutputFunction):
         if not wanted:
             return
         runs = list(wanted.values())
-        if fitting() is None:
-            what = f"Training {len(runs)} models on subsets of n = {self.n} points"
-            least = sum(least_training(self.setting, 1) * float((w > 0).float().mean()) for w, _ in runs)
-            announce(what, least, lambda: self._cost(runs))
         parts = [list(part) for part in split(self.setting, runs)]
         shards = [Shard(torch.stack([runs[i][0] for i in p]), tuple(runs[i][1] for i in p), added) for p in parts]
         by_part = [[list(wanted)[i] for i in part] for part in parts]
+        if fitting() is None:
+            points = sum(int((shard.weights > 0).sum()) for shard in shards)
+            what = f"Training {len(runs)} models on subsets of n = {self.n} points"
+            least = least_training(self.setting, points / self.n)
+            announce(what, least, lambda: self._cost(len(runs), points // len(runs)))
         for number, trained in train_shards(self.setting, shards, self.executor):
             keys = by_part[number]
-            for key, parameters, outputs in zip(keys, trained.parameters, trained.outputs, strict=True):
-                self._runs.put(key, parameters)
-                self._measured.put(key, outputs)
+            self._runs.update(dict(zip(keys, trained.parameters, strict=True)))
+            self._measured.update(dict(zip(keys, trained.outputs, strict=True)))
             self._keep([names[key] for key in keys] if names else [], trained, shards[number])
             yield keys, trained
 
@@ -234,11 +231,11 @@ class _Kept(Generic[V]):
     def get(self, key: str) -> V | None:
         return self._kept.get(key)
 
-    def put(self, key: str, value: V) -> None:
-        if key in self._kept:
-            return
-        self._kept[key] = value
-        self._bytes += self._size(value)
+    def update(self, values: Mapping[str, V]) -> None:
+        for key, value in values.items():
+            if key not in self._kept:
+                self._kept[key] = value
+                self._bytes += self._size(value)
         while self._bytes > self._most and len(self._kept) > 1:
             self._bytes -= self._size(self._kept.popitem(last=False)[1])
 

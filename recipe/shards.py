@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recipe import batch as batches
 from recipe.algorithms import Custom
+from recipe.arrays import as_array, as_tensor
 from recipe.batch import Batch
 from recipe.engine import Spread
 from recipe.executors import keep_memory
@@ -99,42 +100,39 @@ def _elsewhere(setting: Setting, shards: Sequence[Shard], executor: Executor) ->
     spread = Spread(partial(_work, setting), "training")
     parts = [(_to_arrays(shard),) for shard in shards]
     for i, (parameters, outputs, seconds) in spread.as_completed(executor, parts, [f"training {s}" for s in shards]):
-        runs = [{name: _tensor(a).to(setting.device) for name, a in run.items()} for run in parameters]
-        yield i, Trained(runs, _tensor(outputs).to(setting.device), seconds)
+        runs = [{name: _there(packed).to(setting.device) for name, packed in run.items()} for run in parameters]
+        yield i, Trained(runs, _there(outputs).to(setting.device), seconds)
 
 
 def _work(setting: Setting, arrays: Any) -> Any:
     """In a worker: train one shard. Numpy arrays travel, which takes a tenth of the time that tensors take."""
     trained = train_shard(setting, _from_arrays(arrays))
-    runs = [{name: _array(t) for name, t in run.items()} for run in trained.parameters]
-    return runs, _array(trained.outputs), trained.seconds
+    runs = [{name: _packed(t) for name, t in run.items()} for run in trained.parameters]
+    return runs, _packed(trained.outputs), trained.seconds
 
 
-def _array(t: Tensor) -> np.ndarray:
-    """As numpy has it, which has no bfloat16."""
-    t = t.detach().cpu()
-    return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()
+def _packed(t: Tensor) -> Any:
+    return as_array(t), t.dtype
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    t = torch.from_numpy(array)
-    return t.view(torch.bfloat16) if t.dtype == torch.uint16 else t
+def _there(packed: Any) -> Tensor:
+    return as_tensor(*packed)
 
 
 def _to_arrays(shard: Shard) -> Any:
-    as_array: Any = _array
-    added = None if shard.added is None else batches.apply(as_array, shard.added)
+    pack: Any = _packed
+    added = None if shard.added is None else batches.apply(pack, shard.added)
     w = shard.weights.cpu()
     bits = bool(((w == 0) | (w == 1)).all())
-    rows = np.packbits((w > 0).numpy(), axis=1) if bits else _array(w)
+    rows = np.packbits((w > 0).numpy(), axis=1) if bits else as_array(w)
     return rows, bits, w.dtype, w.shape[1], shard.seeds, added
 
 
 def _from_arrays(arrays: Any) -> Shard:
     w, bits, dtype, n, seeds, added = arrays
-    from_array: Any = _tensor
-    weights = torch.from_numpy(np.unpackbits(w, axis=1, count=n)).to(dtype) if bits else _tensor(w)
-    return Shard(weights, seeds, None if added is None else batches.apply(from_array, added))
+    unpack: Any = _there
+    weights = torch.from_numpy(np.unpackbits(w, axis=1, count=n)).to(dtype) if bits else as_tensor(w, dtype)
+    return Shard(weights, seeds, None if added is None else batches.apply(unpack, added))
 
 
 def _room(setting: Setting) -> int:

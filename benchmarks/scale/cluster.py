@@ -26,10 +26,9 @@ def main(runs: int = 1024) -> None:
         outputs = Retrain(setting, executor=executor)(masks)
         return clock(), outputs
 
-    def on_dask(killing: bool = False, **config: bool) -> float:
-        names = {f"distributed.worker.{name.replace('_', '.')}": value for name, value in config.items()}
+    def on_dask(profiler: bool, killing: bool = False) -> float:
         with (
-            dask.config.set(names),
+            dask.config.set({"distributed.worker.profile.enabled": profiler}),
             LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
             Client(cluster) as client,
         ):
@@ -54,9 +53,9 @@ def main(runs: int = 1024) -> None:
     assert torch.equal(outputs, expected)
     rows += [
         ("`Processes(2)`", beside),
-        ("Dask, two worker processes, as it comes", on_dask()),
-        ("Dask, without its profiler", on_dask(profile_enabled=False)),
-        ("Dask, without its profiler, one worker killed half-way", on_dask(killing=True, profile_enabled=False)),
+        ("Dask, two worker processes, as it comes", on_dask(profiler=True)),
+        ("Dask, without its profiler", on_dask(profiler=False)),
+        ("Dask, without its profiler, one worker killed half-way", on_dask(profiler=False, killing=True)),
     ]
     again, _ = timed()
     rows.append(("one process, one thread, once more", again))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from recipe import batch as batches
+from recipe.arrays import as_array, as_tensor
 from recipe.setting import Parameters, Setting
 from recipe.shards import Shard, Trained
 from recipe.stores.fingerprint import fingerprint, measure_key
@@ -79,7 +80,7 @@ class Bank:
         dtype = setting.output_dtype
         if not found:
             return {}
-        together = _tensor(np.stack(list(found.values())), dtype).to(setting.device, dtype)
+        together = torch.from_numpy(np.stack(list(found.values()))).to(setting.device, dtype)
         return dict(zip(found, together.unbind(), strict=True))
 
     def known(self, keys: Sequence[str]) -> set[str]:
@@ -91,8 +92,9 @@ class Bank:
         names = setting.initial(0)
         found = {name: self._find(keys, _column(name)) for name in names}
         whole = [key for key in keys if all(key in rows for rows in found.values())]
+        types = {name: t.dtype for name, t in names.items()}
         return {
-            key: {name: _tensor(rows[key], names[name].dtype).to(setting.device) for name, rows in found.items()}
+            key: {name: as_tensor(rows[key].copy(), types[name]).to(setting.device) for name, rows in found.items()}
             for key in whole
         }
 
@@ -120,9 +122,9 @@ class Bank:
                 attributes["added"] = batches.content_hash(shard.added)
             if self.parameters:
                 runs = trained.parameters
-                columns |= {_column(name): _array(torch.stack([run[name] for run in runs])) for name in runs[0]}
-        exact = torch.promote_types(outputs.dtype, torch.float32)
-        columns[f"outputs/{measure_key(setting)}"] = _array(outputs.to(exact))
+                columns |= {_column(name): as_array(torch.stack([run[name] for run in runs])) for name in runs[0]}
+        exact = torch.promote_types(outputs.dtype, torch.float32)  # half precision is for computing
+        columns[f"outputs/{measure_key(setting)}"] = as_array(outputs.to(exact))
         self._store.write(columns, attributes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -228,13 +230,3 @@ def _packed(weights: Tensor) -> tuple[np.ndarray, bool]:
     w = weights.detach().cpu().numpy()
     chosen = w > 0
     return (np.packbits(chosen, axis=1), True) if (w[chosen] == 1).all() else (w, False)
-
-
-def _array(t: Tensor) -> np.ndarray:
-    t = t.detach().cpu().contiguous()
-    return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()  # zarr has no bfloat16
-
-
-def _tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
-    t = torch.from_numpy(values.copy())
-    return t.view(dtype) if t.dtype == torch.uint16 else t

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from recipe import batch as batches
-from recipe.columns import HELD_BYTES, room
 from recipe.cost import Cost, cost_of
 from recipe.datamodel import Estimator, LinearDatamodel, OutputFunction, fitting, records_origin
 from recipe.engine import Spread, current, engine
 from recipe.problem import Arguments
+from recipe.scratch import HELD_BYTES, room
 from recipe.setting import Setting
 from recipe.stores.bank import Bank
 from recipe.stores.blocks import AT, RUNS, TYPES, Blocks, Effects

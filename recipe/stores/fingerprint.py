@@ -102,11 +102,8 @@ def identity(value: Any, depth: int = DEPTH) -> str:
         t = torch.as_tensor(value)
         return f"tensor{tuple(t.shape)} {batches.content_hash((t,))}"
     if isinstance(value, nn.Module):
-        structure, state = (
-            content_key(_structure(value, depth).encode()),
-            batches.content_hash(dict(value.state_dict())),
-        )
-        return f"{type(value).__name__} {structure} {state}"
+        structure = content_key(_structure(value, depth).encode())
+        return f"{type(value).__name__} {structure} {batches.content_hash(dict(value.state_dict()))}"
     if isinstance(value, (type, types.ModuleType)):
         return _name(value)
     if is_dataclass(value):

@@ -243,3 +243,12 @@ def test_no_run_trains_twice():
 def test_impossible_samples_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         DataShapley(**arguments)
+
+
+def test_values_by_permutations_sum_up_in_a_file(monkeypatch):
+    setting = small_mlp()
+    expected = DataShapley(2).fit(setting)
+    monkeypatch.setattr("recipe.scratch.HELD_BYTES", 0)
+    found = DataShapley(2).fit(setting)
+    assert torch.equal(found.effects, expected.effects)
+    assert torch.equal(found.standard_error, expected.standard_error)

@@ -46,19 +46,18 @@ def test_what_is_part_of_other_work_or_was_said_is_not_said(capsys):
 
 
 @pytest.mark.parametrize(
-    "estimator",
+    ("estimator", "models"),
     [
-        Ensembling([Regression(subsets=30), GradDot()]),
-        Regression(subsets=2, prior=EKFAC(models=20)),
-        Calibrated(EKFAC(models=20), 2),
-        DataShapley(2),
+        (Ensembling([Regression(subsets=30), GradDot()]), 31),
+        (Regression(subsets=2, prior=EKFAC(models=20)), 22),
+        (Calibrated(EKFAC(models=20), 2), 22),
+        (Stored(Regression(subsets=30), "runs/x"), 30),
+        (DataShapley(2), 80),
     ],
-    ids=lambda e: type(e).__name__,
+    ids=lambda value: type(value).__name__,
 )
-def test_work_within_others_counts(estimator):
-    setting = small_mlp()
-    assert announcement.least_fit(estimator, setting) > least_training(setting, 19)
-    assert announcement.least_fit(Stored(Regression(subsets=30), "runs/x"), setting) > least_training(setting, 29)
+def test_models_of_what_an_estimator_is_made_of_count(estimator, models):
+    assert announcement.models_of(estimator, small_mlp()) == models
 
 
 def test_what_is_short_says_nothing(capsys, monkeypatch):

@@ -34,7 +34,7 @@ from recipe import batch as batches
 from recipe.engine import Spread
 from recipe.executors import dumps, loads
 from recipe.stores import effects
-from tests.worlds import small_mlp
+from tests.worlds import Folder, small_mlp
 
 W = random_subsets(40, r=3, alpha=0.5, seed=0)
 
@@ -205,23 +205,10 @@ def test_answers_wait_for_their_turn_but_not_without_end():
     assert sorted(first + rest) == list(range(40))
 
 
-class Growing(torch.utils.data.Dataset):
-    """Examples that lie in a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __len__(self):
-        return len(torch.load(self.path)[1])
-
-    def __getitem__(self, i):
-        return tuple(t[i] for t in torch.load(self.path))
-
-
 def test_data_that_changed_under_any_job_are_noticed(processes, tmp_path):
     data = small_mlp().pool
     torch.save(data, tmp_path / "data.pt")
-    setting = replace(small_mlp(), universe=Growing(tmp_path / "data.pt"))
+    setting = replace(small_mlp(), universe=Folder(tmp_path / "data.pt"))
     spread = Spread(lambda i, setting: setting.pool[1][i], "labels")
     with engine(processes):
         assert torch.stack(list(spread([(0,), (1,)], setting))).tolist() == data[1][:2].tolist()
@@ -247,7 +234,7 @@ def test_the_universe_travels_once_or_as_its_address(tmp_path):
     rule = SGD(epochs=1, batch_size=100, lr=0.1)
     torch.save(data, tmp_path / "data.pt")
     targets = batches.take(data, slice(0, 2))
-    for universe, most in ((data, 1.5), (Growing(tmp_path / "data.pt"), 0.5)):
+    for universe, most in ((data, 1.5), (Folder(tmp_path / "data.pt"), 0.5)):
         setting = Setting(lambda: torch.nn.Linear(20, 3), universe, targets, rule)
         point = calculus.Point(setting, setting.initial(0), torch.ones(2000), setting.pool)
         sent = dumps(point, "A point")

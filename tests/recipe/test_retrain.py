@@ -87,3 +87,13 @@ def test_seeds_are_distinct():
     for seeds in ((), (1, 1)):
         with pytest.raises(ValueError, match="distinct seeds"):
             Retrain(logistic(), seeds)
+
+
+def test_outputs_are_remembered_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(retrain, "OUTPUT_BYTES", 5 * 6 * 8)
+    f = Retrain(small_mlp())
+    w = random_subsets(40, r=12, alpha=0.5, seed=0)
+    expected = Retrain(small_mlp())(w)
+    assert torch.equal(f(w), expected)
+    assert len(f._measured._kept) == 5
+    assert torch.equal(f(w), expected)
