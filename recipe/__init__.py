@@ -24,7 +24,7 @@ from recipe.lbfgs import LBFGS
 from recipe.lds import LDS, lds
 from recipe.losses import CrossEntropy, Hinge, SquaredError
 from recipe.newton import Newton
-from recipe.outputs import Correct, Logits, Loss, Margin, TopMargin
+from recipe.outputs import Correct, Logits, Loss, Margin, SoftError, TopMargin
 from recipe.precision import MixedPrecision
 from recipe.problem import Feasible, Maximize, Minimize, Problem, Solver, Task
 from recipe.random_subsets import random_subsets
@@ -110,6 +110,7 @@ __all__ = [
     "SizeCorrected",
     "SizeCorrecting",
     "Slabs",
+    "SoftError",
     "Solution",
     "Solver",
     "SquaredError",

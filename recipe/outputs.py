@@ -80,6 +80,31 @@ class Correct:
         return over_positions((prediction.argmax(-1) == y).to(prediction.dtype), y)
 
 
+@dataclass(frozen=True)
+class SoftError:
+    """`sigmoid(-top margin / width)`, from 0 to 1: the error, with a border so wide that it has a gradient.
+
+    What an attacker would rather raise than a loss: a loss goes on growing on targets that are wrong already.
+
+    Args:
+        width: of the border, in logits; towards 0 it is `1 - Correct()`.
+
+    >>> SoftError(0.5)(torch.tensor([[1.0, 1.0], [9.0, 0.0]]), (torch.zeros(2), torch.tensor([0, 1])))
+    tensor([0.5000, 1.0000])
+    """
+
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"The width of a border is positive; got {self.width}.")
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> Tensor:
+        y = labels(batch)
+        own, rest = _split(prediction, y)
+        return over_positions(torch.sigmoid((rest.amax(-1) - own) / self.width), y)
+
+
 def _split(prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The label's logit `(b, ...)` and the logits with the label's replaced by minus infinity `(b, ..., C)`."""
     index = y.masked_fill(y == IGNORED, 0).unsqueeze(-1)

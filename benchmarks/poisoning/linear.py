@@ -72,7 +72,7 @@ def split(data: Batch, seed: int, train: int, targets: int) -> Split:
 
 
 def aiming_widely(parts: Split) -> Split:
-    """The attacker aims at all that it knows, its training points too, which stand for what it does not know."""
+    """The attacker aims at all that it has, its training points too, which stand for what it has not seen."""
     return parts._replace(targets=concatenate(parts.targets, parts.train))
 
 
