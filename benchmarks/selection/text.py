@@ -137,8 +137,8 @@ def choices(setting: Setting, reviews: Tensor, draw: int) -> dict[str, Tensor]:
     return {
         OURS: solve(easier, tenths, TopK()).decision,
         "the same, nothing excluded": solve(alike, tenths, TopK()).decision,
-        "hardest half excluded, labels balanced: `LESS()`": solve(easier, less, TopK()).decision,
-        "`LESS()`, `TopK()`": solve(plain, less, TopK()).decision,
+        "hardest half excluded, labels balanced: the same `LESS`": solve(easier, less, TopK()).decision,
+        "`LESS(dimension=256, checkpoints=2)`, `TopK()`": solve(plain, less, TopK()).decision,
         "`EKFAC()`, `TopK()`": solve(plain, ekfac, TopK()).decision,
         "random": random_subset(torch.ones(n), size, draw),
         "class-balanced random": alike.subset(n).sample(torch.Generator().manual_seed(draw)),
