@@ -342,6 +342,8 @@ def _brief(record: Any) -> str:
 def _describe(decision: Tensor) -> str:
     if decision.ndim == 1 and ((decision == 0) | (decision == 1)).all():
         return f"{int(decision.sum())} of {len(decision)} training points"
+    if decision.ndim == 1 and (decision == decision.round()).all() and (decision >= 0).all():
+        return f"{int((decision > 0).sum())} of {len(decision)} training points, {int(decision.sum())} with repeats"
     return f"{tuple(decision.shape)} values between {float(decision.min()):.3g} and {float(decision.max()):.3g}"
 
 
