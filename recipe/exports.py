@@ -8,6 +8,7 @@ would improve the objective. `rank` counts from 0, the chosen first, by score wi
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,16 +82,29 @@ def part_of(data: Any, decision: Tensor) -> Any:
     return TorchSubset(data, index.tolist())
 
 
-def write(path: str | os.PathLike[str], decision: Tensor, scores: Tensor | None) -> None:
-    """Write the table as `.csv` or `.parquet`, or the indices as `.npy` or `.txt`, whole or not at all.
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if `write` can write there: worth knowing before long work.
 
     Raises:
-        ValueError: another suffix.
-        ImportError: parquet without pyarrow.
+        ValueError: another suffix, or parquet without pyarrow.
+        FileNotFoundError: no such folder.
     """
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise ValueError(f"Expected a file that ends in {', '.join(sorted(SUFFIXES))}; got {target.name}.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"Expected a file in a folder that exists; there is no {target.parent}. Make it first.")
+    if target.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError(f"{target.name} needs pyarrow: pip install pyarrow, or write .csv.")
+    return target
+
+
+def write(path: str | os.PathLike[str], decision: Tensor, scores: Tensor | None) -> None:
+    """Write the table as `.csv` or `.parquet`, or the indices as `.npy` or `.txt`, whole or not at all.
+
+    Raises as `check_path`.
+    """
+    target = check_path(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
     os.close(handle)
     part = Path(name)
