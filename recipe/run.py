@@ -60,7 +60,7 @@ class Solution:
         return exports.frame_of(self.decision, self.scores)
 
     def of(self, data: Any) -> Any:
-        """The chosen part of a data set of the universe's length: tensors, torch `Dataset` or `datasets.Dataset`."""
+        """The chosen part of a data set of the universe's length: tensors, a list, a torch or `datasets` data set."""
         return exports.part_of(data, self.decision)
 
     def write(self, path: str | os.PathLike[str]) -> None:

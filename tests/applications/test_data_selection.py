@@ -52,6 +52,11 @@ def test_select_is_one_call_and_its_answer_goes_everywhere(tmp_path):
     part = solution.of(TensorDataset(x, y))
     assert isinstance(part, TorchSubset)
     assert part.indices == index.tolist()
+    assert torch.equal(solution.of({"x": x, "labels": y})["labels"], y[index])
+    assert np.array_equal(solution.of((x.numpy(), y.numpy()))[1], y[index].numpy())
+    examples = list(zip(x, y, strict=True))
+    assert [int(label) for _, label in solution.of(examples)] == y[index].tolist()
+    assert solution.of(frame)["index"].tolist() == index.tolist()
     for name in ("one.csv", "one.npy", "one.txt"):
         solution.write(tmp_path / name)
     assert np.load(tmp_path / "one.npy").tolist() == index.tolist()
