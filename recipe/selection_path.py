@@ -6,7 +6,7 @@ datamodel around the subset before.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ def selection_path(
 
 def _sized(task: Any, size: int) -> Task:
     """The task of another size: what it pays for points that are alike depends on how many there are."""
-    return replace(task, size=size) if hasattr(task, "size") and is_dataclass(task) else task
+    return replace(task, size=size) if hasattr(task, "size") else task  # tasks are frozen dataclasses
 
 
 def _narrowed(feasible: Any, size: int, within: Tensor | None) -> Subset:
