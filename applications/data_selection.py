@@ -29,10 +29,11 @@ from recipe.datamodel import Estimator, OutputFunction
 from recipe.feasible import Subset
 from recipe.outputs import Loss
 from recipe.problem import Baseline, Minimize, Problem, Solver
-from recipe.quotas import Limit
+from recipe.quotas import Limit, Named
+from recipe.retrain import Retrain
 from recipe.run import Solution, solve
 from recipe.setting import Setting
-from recipe.solvers import Greedy
+from recipe.solvers import Greedy, GumbelTopK, TopK
 from recipe.subset import Groups, Quotas
 
 Size = int | float | tuple[int | float, int | float]
@@ -52,7 +53,8 @@ class TargetSets:
     Args:
         groups: `(targets,)` integers, the set of each.
         weights: of each set, by its integer; None weighs all alike. They need not sum to 1.
-        worst: the worst set counts instead of the mean.
+        worst: the worst set counts instead of the mean. `Convex()` minimises it; `TopK()` follows the set that is worst
+            with all points.
 
     Raises:
         ValueError: groups that are no integers, weights that are negative or of other sets, weights with `worst`.
@@ -179,7 +181,12 @@ class DataSelection:
     def subset(self, n: int) -> Subset:
         """The limits as a feasible set over n points."""
         limits = {name: getattr(self, name) for name in ("groups", "quotas", "costs", "budget", "include", "exclude")}
-        return Subset(n, _points(self.size, n), **limits, repeats=self.repeats)
+        subset = Subset(n, _points(self.size, n), **limits, repeats=self.repeats)
+        if subset.sizes[1] < 1:
+            raise ValueError(f"Expected at least one point to train on; the size {self.size} of {n} is none. Raise it.")
+        if (alike := getattr(self.redundancy, "n", n)) != n:
+            raise ValueError(f"The redundancy is of {alike} points; there are {n}. Pass all points of the universe.")
+        return subset
 
 
 def select(
@@ -205,13 +212,17 @@ def select(
         quotas: of these groups; default as many of each as can be (`balanced`). Of several groupings by name,
             `{"source": {"web": (0, 500)}}`.
         costs: `(n,)` numbers; goes with `budget`.
-        more: what else `DataSelection` takes: `budget`, `include`, `exclude`, `repeats`, `redundancy`, `sets`.
+        more: what else `DataSelection` takes: `budget`, `include`, `exclude`, `repeats`, `redundancy`, `sets`. Points
+            may be lists.
 
     Returns:
         A solution with `indices`, `mask`, `frame()`, `of(dataset)`, and `write(path)`; pass it to `verify`.
 
     Raises:
-        ValueError: no subset is allowed, and why, before anything is trained.
+        ValueError: no subset is allowed, and why, before anything is trained; or the outputs are no losses.
+
+    Warns:
+        UserWarning: targets that the universe contains; a solver that does not look at the worst of several `sets`.
 
     Example:
         >>> from estimators.influence import Influence
@@ -223,34 +234,49 @@ def select(
         tensor([3, 3])
     """
     limits: dict[str, Any] = {"size": size, **more}
+    limits |= {name: _indices(more[name]) for name in ("include", "exclude") if more.get(name) is not None}
+    if costs is not None:
+        limits["costs"] = torch.as_tensor(np.asarray(costs, dtype=float))
     if groups is None:
         limits["quotas"] = quotas
     else:
-        most = _points(size, setting.n)
-        most = most[1] if isinstance(most, tuple) else most
+        ungrouped = DataSelection(**limits).subset(setting.n)  # what is wrong without groups is said without them
         several = groups if isinstance(groups, Mapping) else {"": groups}
         asked = (quotas or {}) if isinstance(groups, Mapping) else {"": quotas}
         if unknown := set(asked) - set(several):
             raise ValueError(f"There are quotas for the grouping {unknown.pop()!r}; groupings: {list(several)}.")
-        pairs = [_grouping(values, asked.get(name), most, more.get("exclude")) for name, values in several.items()]
+        pairs = [_grouping(values, asked.get(name), ungrouped, limits) for name, values in several.items()]
         limits["groups"], limits["quotas"] = zip(*pairs, strict=True) if isinstance(groups, Mapping) else pairs[0]
-    if costs is not None:
-        limits["costs"] = torch.as_tensor(np.asarray(costs))
-    task = DataSelection(**limits)
-    task.subset(setting.n)  # refuses what is impossible before the long work
-    return solve(task, estimator.fit(setting), solver or Greedy(refit=4), estimator, setting)
+    task, solver = DataSelection(**limits), solver or Greedy(refit=4)
+    _check(task, setting, solver)
+    return solve(task, estimator.fit(setting), solver, estimator, setting)
 
 
-def balanced(groups: Tensor, size: int, exclude: Tensor | None = None) -> dict[int, tuple[int, int]]:
+def _check(task: DataSelection, setting: Setting, solver: Solver) -> None:
+    """Refuse what is impossible, and warn, before the long work."""
+    task.subset(setting.n)
+    target_loss(Retrain(setting))
+    if task.sets is not None:
+        task.sets.of(torch.zeros(batches.size(setting.probe)))
+    _warn_of_overlap(setting)
+    if task.sets is not None and task.sets.worst and isinstance(solver, (TopK, GumbelTopK)):
+        warnings.warn(
+            f"{type(solver).__name__} follows the target set that is worst with all points, whichever is worst then. "
+            "Convex() minimises the worst of a datamodel of losses, Greedy(refit=k) looks again on the way.",
+            stacklevel=3,
+        )
+
+
+def balanced(groups: Tensor, size: int, exclude: Tensor | None = None, repeats: int = 1) -> dict[int, tuple[int, int]]:
     """Quotas that take as equally many points of each group as there are: smaller groups whole, the others alike.
 
-    Points to `exclude` are not counted.
+    Points to `exclude` are not counted, others as often as they may be chosen.
 
     >>> balanced(torch.tensor([0, 1, 1, 1, 1, 2, 2, 2]), size=6)
     {0: (1, 1), 1: (2, 3), 2: (2, 3)}
     """
     left_in = groups if exclude is None else groups[torch.ones(len(groups)).index_fill(0, exclude, 0.0).bool()]
-    values, counts = (part.tolist() for part in left_in.unique(return_counts=True))
+    values, counts = (part.tolist() for part in left_in.repeat(repeats).unique(return_counts=True))
     left, level = size, 0.0
     for done, count in enumerate(sorted(counts)):
         level = left / (len(counts) - done)
@@ -297,13 +323,36 @@ def _points(size: Size, n: int) -> Any:
 
 
 def _grouping(
-    values: Any, quotas: Mapping[Any, Limit] | None, size: int, exclude: Tensor | None
+    values: Any, quotas: Mapping[Any, Limit] | None, ungrouped: Subset, limits: Mapping[str, Any]
 ) -> tuple[Tensor, Mapping[int, Limit]]:
     """Groups `(n,)` as positions among their sorted values, and quotas by position; balanced where none are asked."""
-    found, rows = np.unique(np.asarray(values), return_inverse=True)
+    array = np.asarray(values)
+    if array.shape != (ungrouped.n,):
+        raise ValueError(
+            f"Expected a group for each of {ungrouped.n} points; got the shape {array.shape}. Several groupings go by "
+            "name, groups={'class': ..., 'source': ...}."
+        )
+    try:
+        found, rows = np.unique(array, return_inverse=True)
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(value).__name__ for value in array.tolist()}))
+        raise ValueError(
+            f"Expected groups that can be sorted, all numbers or all names; got {kinds}. Give missing ones a name."
+        ) from error
     names, groups = found.tolist(), torch.from_numpy(rows)
     if not quotas:
-        return groups, balanced(groups, size, exclude)
+        even = balanced(groups, ungrouped.sizes[1], limits.get("exclude"), limits.get("repeats", 1))
+        return groups, {Named(i, names[i]): quota for i, quota in even.items()}
+    if not isinstance(quotas, Mapping):
+        raise ValueError(
+            f"Expected quotas as {{group: k}} or {{group: (fewest, most)}}, of several groupings these by name; got "
+            f"{quotas!r}."
+        )
     if unknown := [name for name in quotas if name not in names]:
         raise ValueError(f"There is a quota for group {unknown[0]!r}, which has no points; groups: {names}.")
-    return groups, {names.index(name): quota for name, quota in quotas.items()}
+    return groups, {Named(names.index(name), name): quota for name, quota in quotas.items()}
+
+
+def _indices(points: Any) -> Tensor:
+    found = torch.as_tensor(points if isinstance(points, Tensor) else np.asarray(points))
+    return found if found.numel() else found.long()  # an empty list has no type

@@ -21,7 +21,7 @@ from recipe import batch as batches
 from recipe.announcement import models_of
 from recipe.arguments import read_entry, read_numbers, read_points, read_quota, read_range, read_size
 from recipe.cost import cost_of
-from recipe.exports import SUFFIXES
+from recipe.exports import check_path
 from recipe.feasible import Box
 from recipe.job import DEFAULTS, INFLUENCE, Job, announce, name_of, training_sets
 from recipe.lds import lds as score
@@ -70,9 +70,9 @@ def select(
 ) -> str:
     """Choose the training points that make the targets' losses small."""
     job = Job.of("select", options, Loss())
-    if write is not None and write.suffix not in SUFFIXES:
-        raise ValueError(f"Expected --write FILE to end in {', '.join(sorted(SUFFIXES))}; got {write}.")
-    limits = _quotas(quotas, _groupings(groups, job.f), job, read_size(size, job.f.n), exclude)
+    if write is not None:
+        check_path(write)
+    limits = _quotas(quotas, _groupings(groups, job.f), job, read_size(size, job.f.n), exclude, repeats)
     task = job.kind(
         size=read_size(size, job.f.n),
         **limits,
@@ -103,7 +103,12 @@ def _groups(text: str, f: Retrain) -> Tensor:
 
 
 def _quotas(
-    texts: Sequence[str], groupings: Mapping[str, Tensor], job: Job, size: int | tuple[int, int], exclude: str | None
+    texts: Sequence[str],
+    groupings: Mapping[str, Tensor],
+    job: Job,
+    size: int | tuple[int, int],
+    exclude: str | None,
+    repeats: int,
 ) -> dict[str, Any]:
     """Groups and quotas; a grouping without quotas gets as many of each group as can be."""
     asked: dict[str, dict[int, Any]] = {}
@@ -120,7 +125,7 @@ def _quotas(
     most = size[1] if isinstance(size, tuple) else size
     out = None if exclude is None else read_points(exclude)
     groups = tuple(groupings.values())
-    quotas = tuple(asked.get(name) or job.helpers.balanced(groupings[name], most, out) for name in groupings)
+    quotas = tuple(asked.get(name) or job.helpers.balanced(groupings[name], most, out, repeats) for name in groupings)
     return {"groups": groups, "quotas": quotas} if len(groups) > 1 else {"groups": groups[0], "quotas": quotas[0]}
 
 

@@ -77,6 +77,11 @@ class Alike:
             )
         return cls(vectors * values.clamp(min=0).sqrt(), weight)
 
+    @property
+    def n(self) -> int:
+        """How many points."""
+        return len(self.features)
+
     def __call__(self, w: Any, size: int) -> Any:
         """The price of weights `(n,)`, or of a cvxpy variable."""
         scale = self.weight**0.5 / size

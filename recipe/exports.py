@@ -8,9 +8,12 @@ would improve the objective. `rank` counts from 0, the chosen first, by score wi
 
 import os
 import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
@@ -61,36 +64,53 @@ def frame_of(decision: Tensor, scores: Tensor | None) -> "pd.DataFrame":
 def part_of(data: Any, decision: Tensor) -> Any:
     """The chosen examples of a data set, in its own kind.
 
-    `datasets.Dataset.select` where there is such a method, the rows of tensors or of a mapping of them, and a torch
-    `Subset` of any other map-style data set.
+    `datasets.Dataset.select` where there is such a method, the rows of tensors or arrays, of a mapping of them or of a
+    table of pandas, a list of a list of examples, and a torch `Subset` of any other map-style data set.
 
     Raises:
         ValueError: a data set of another length.
     """
     index = indices_of(decision)
-    batch = list(data.values()) if isinstance(data, dict) else data if isinstance(data, (tuple, list)) else None
-    n = len(batch[0]) if batch else len(data)
+    parts = list(data.values()) if isinstance(data, Mapping) else data if isinstance(data, (tuple, list)) else []
+    batch = bool(parts) and all(isinstance(part, (Tensor, np.ndarray)) for part in parts)
+    n = len(parts[0]) if batch else len(data)
     if n != len(decision):
         raise ValueError(f"The decision is about {len(decision)} points; this data set has {n}. Pass the universe.")
-    if isinstance(data, dict):
-        return {name: t[index] for name, t in data.items()}
-    if batch and all(isinstance(t, Tensor) for t in batch):
-        return tuple(t[index] for t in batch)
+    if batch:
+        rows = [part[index.to(part.device) if isinstance(part, Tensor) else index.numpy()] for part in parts]
+        return dict(zip(data, rows, strict=True)) if isinstance(data, Mapping) else tuple(rows)
+    if isinstance(data, list):
+        return [data[i] for i in index.tolist()]
+    if hasattr(data, "iloc"):
+        return data.iloc[index.tolist()]
     if not isinstance(data, (Dataset, TensorDataset)) and callable(getattr(data, "select", None)):
         return data.select(index.tolist())
     return TorchSubset(data, index.tolist())
 
 
-def write(path: str | os.PathLike[str], decision: Tensor, scores: Tensor | None) -> None:
-    """Write the table as `.csv` or `.parquet`, or the indices as `.npy` or `.txt`, whole or not at all.
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """The path, if `write` can write there: worth knowing before long work.
 
     Raises:
-        ValueError: another suffix.
-        ImportError: parquet without pyarrow.
+        ValueError: another suffix, or parquet without pyarrow.
+        FileNotFoundError: no such folder.
     """
     target = Path(path)
     if target.suffix not in SUFFIXES:
         raise ValueError(f"Expected a file that ends in {', '.join(sorted(SUFFIXES))}; got {target.name}.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"Expected a file in a folder that exists; there is no {target.parent}. Make it first.")
+    if target.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ValueError(f"{target.name} needs pyarrow: pip install pyarrow, or write .csv.")
+    return target
+
+
+def write(path: str | os.PathLike[str], decision: Tensor, scores: Tensor | None) -> None:
+    """Write the table as `.csv` or `.parquet`, or the indices as `.npy` or `.txt`, whole or not at all.
+
+    Raises as `check_path`.
+    """
+    target = check_path(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
     os.close(handle)
     part = Path(name)
@@ -103,8 +123,6 @@ def write(path: str | os.PathLike[str], decision: Tensor, scores: Tensor | None)
 
 
 def _fill(path: Path, decision: Tensor, scores: Tensor | None) -> None:
-    import numpy as np
-
     if path.suffix == ".csv":
         frame_of(decision, scores).to_csv(path, index=False)
     elif path.suffix == ".parquet":

@@ -18,6 +18,26 @@ from torch import Tensor
 Limit = int | tuple[int, int]  # exactly k, or (fewest, most)
 
 
+class Named(int):
+    """A group's number, which errors call by its name.
+
+    >>> group = Named(2, "web")
+    >>> f"Group {group}", group == 2
+    ("Group 'web'", True)
+    """
+
+    name: object
+
+    def __new__(cls, value: int, name: object = None) -> "Named":
+        """The number with its name."""
+        number = super().__new__(cls, value)
+        number.name = name
+        return number
+
+    def __str__(self) -> str:
+        return repr(self.name)
+
+
 @dataclass(frozen=True, eq=False)
 class Grouping:
     """The groups of one grouping with all that limits them, in the order of their values.
@@ -52,7 +72,7 @@ class Grouping:
                 f"Expected groups ({n},) of integers, one a point; got {tuple(self.groups.shape)} of "
                 f"{self.groups.dtype}."
             )
-        position = {value: i for i, value in enumerate(self.values)}
+        position = {value: i for i, value in enumerate(self._unique[0])}
         for value, quota in self.quotas.items():
             low, high = pair(quota, f"quota of group {value}")
             if value not in position:
@@ -72,8 +92,9 @@ class Grouping:
 
     @property
     def values(self) -> list[int]:
-        """The groups `(g,)`, sorted."""
-        return self._unique[0]
+        """The groups `(g,)`, sorted; those with quotas as these name them."""
+        named = {value: value for value in self.quotas}
+        return [named.get(value, value) for value in self._unique[0]]
 
     @property
     def rows(self) -> Tensor:
@@ -146,9 +167,12 @@ def pair(limit: Limit, name: str) -> tuple[int, int]:
     >>> pair(3, "size"), pair((1, 2), "size")
     ((3, 3), (1, 2))
     """
-    low, high = limit if isinstance(limit, (tuple, list)) else (limit, limit)
+    ends = limit if isinstance(limit, (tuple, list)) else (limit, limit)
+    if len(ends) != 2:
+        raise ValueError(f"Expected a {name} as k or (fewest, most); got {limit}.")
+    low, high = ends
     if low != int(low) or high != int(high):
-        raise ValueError(f"Expected a {name} in whole points; got {limit}. Multiply a fraction by n.")
+        raise ValueError(f"Expected a {name} in whole points; got {limit!r}. Multiply a fraction by n.")
     if low > high:
         raise ValueError(f"Expected a {name} (fewest, most); got {limit}. Swap the two.")
     return int(low), int(high)

@@ -60,7 +60,7 @@ class Solution:
         return exports.frame_of(self.decision, self.scores)
 
     def of(self, data: Any) -> Any:
-        """The chosen part of a data set of the universe's length: tensors, torch `Dataset` or `datasets.Dataset`."""
+        """The chosen part of a data set of the universe's length: tensors, a list, a torch or `datasets` data set."""
         return exports.part_of(data, self.decision)
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -342,6 +342,8 @@ def _brief(record: Any) -> str:
 def _describe(decision: Tensor) -> str:
     if decision.ndim == 1 and ((decision == 0) | (decision == 1)).all():
         return f"{int(decision.sum())} of {len(decision)} training points"
+    if decision.ndim == 1 and (decision == decision.round()).all() and (decision >= 0).all():
+        return f"{int((decision > 0).sum())} of {len(decision)} training points, {int(decision.sum())} with repeats"
     return f"{tuple(decision.shape)} values between {float(decision.min()):.3g} and {float(decision.max()):.3g}"
 
 

@@ -80,7 +80,7 @@ def selection_path(
     within: Tensor | None = None
     decisions, predicted = [], []
     for size in sorted(set(sizes), reverse=True):
-        problem = task.problem(f_hat)
+        problem = _sized(task, size).problem(f_hat)
         problem = replace(problem, feasible=_narrowed(problem.feasible, size, within))
         if within is not None:
             problem = replace(problem, start=within)
@@ -89,10 +89,15 @@ def selection_path(
         if refit and size > min(sizes):
             assert origin is not None
             f_hat = origin.estimator.fit(origin.setting, problem.arguments(within))
-            predicted.append(task.problem(f_hat).value(within))
+            predicted.append(_sized(task, size).problem(f_hat).value(within))
         else:
             predicted.append(problem.value(within))
     return SelectionPath(tuple(sorted(set(sizes), reverse=True)), torch.stack(decisions), torch.tensor(predicted))
+
+
+def _sized(task: Any, size: int) -> Task:
+    """The task of another size: what it pays for points that are alike depends on how many there are."""
+    return replace(task, size=size) if hasattr(task, "size") else task  # tasks are frozen dataclasses
 
 
 def _narrowed(feasible: Any, size: int, within: Tensor | None) -> Subset:

@@ -219,11 +219,18 @@ class Subset:
         for name, points in (("include", self.include), ("exclude", self.exclude)):
             if points is None:
                 continue
+            if not isinstance(points, Tensor):
+                raise ValueError(f"Expected {name} as a tensor of indices; got {type(points).__name__}. Convert it.")
             whole = not (points.is_floating_point() or points.dtype == torch.bool)
-            if not whole or points.ndim != 1 or bool(((points < 0) | (points >= self.n)).any()):
+            if not whole or points.ndim != 1:
                 raise ValueError(
                     f"Expected {name} as indices from 0 to {self.n - 1}; got {tuple(points.shape)} of {points.dtype}. "
                     "Of a mask, pass `mask.nonzero().squeeze(1)`."
+                )
+            if len(outside := points[(points < 0) | (points >= self.n)]):
+                raise ValueError(
+                    f"Expected {name} as indices from 0 to {self.n - 1}; got {_named(outside)}. Count from the start "
+                    "of the universe."
                 )
         repeats = torch.as_tensor(self.repeats)
         if repeats.is_floating_point() or repeats.shape not in ((), (self.n,)) or bool((repeats < 0).any()):

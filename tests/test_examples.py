@@ -49,3 +49,15 @@ def test_value_your_data(capsys, monkeypatch):
     found = [int(v) for v in re.findall(r"(\d+)% of its", said)]
     assert min(areas) > 0.05
     assert min(found) > 70
+
+
+def test_select_text(capsys, monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the extra text")
+    pytest.importorskip("transformers", reason="needs the extra text")
+    monkeypatch.chdir(tmp_path)
+    said = run("select_text.py", capsys, monkeypatch)
+    shares = {name.strip(): int(v) for name, v in re.findall(r"^(.+?) {2,}(\d+)%", said, re.M)}
+    accuracy = {name.strip(): float(v) for name, v in re.findall(r"^(.+?) {2,}\d+% +(\d\.\d+)$", said, re.M)}
+    assert shares["EK-FAC"] > 90
+    assert min(accuracy["LESS"], accuracy["EK-FAC"]) > accuracy["random"] + 0.1
+    assert len(datasets.load_from_disk("runs/chosen_text")) == 40

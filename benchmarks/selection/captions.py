@@ -22,8 +22,8 @@ an image, and among the nearest ten.
 How long the models looked at train, and OWN, were chosen on the draws 100 and 101, by how well right captions are told
 from wrong ones. The size is the share of right captions.
 
-Users with internet pass their own pairs instead: `datasets.load_dataset("webdataset", data_files="pool/*.tar")` and a
-`collate` that makes `(pixels, tokens, index)` of its samples.
+Users with internet pass their own pairs instead: `datasets.load_dataset("webdataset", data_files="pool/*.tar",
+split="train")` and a `collate` that makes `(pixels, tokens, index)` of its samples.
 """
 
 import re

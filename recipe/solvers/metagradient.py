@@ -91,5 +91,7 @@ class Metagradient:
             pull = sense * gradient / gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny)
             # A thousandth of the gradient itself decides between counts that are equally near.
             counts = feasible.project(counts + pull.sign() * moving.to(pull) + 1e-3 * pull)
+        if best_step < step:
+            problem.refit(best)  # predictions come from the datamodel fitted last: a tangent elsewhere says little
         problem.notes.update({"values": values, "validation": judged, "best step": best_step})
         return best

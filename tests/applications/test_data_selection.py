@@ -1,7 +1,6 @@
 """Data selection on one's own data: limits, target sets, exports, and what bad input gets."""
 
 import itertools
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,19 @@ from torch.utils.data import TensorDataset
 
 from applications.data_selection import DataSelection, TargetSets, balanced, overlap, select
 from estimators.influence import Influence
-from recipe import Alike, Convex, Greedy, GumbelTopK, LinearDatamodel, Loss, Solution, TopK, selection_path, solve
+from recipe import (
+    Alike,
+    Convex,
+    Greedy,
+    GumbelTopK,
+    LinearDatamodel,
+    Logits,
+    Loss,
+    Solution,
+    TopK,
+    selection_path,
+    solve,
+)
 from recipe.exports import part_of
 from tests.worlds import logistic
 
@@ -41,6 +52,11 @@ def test_select_is_one_call_and_its_answer_goes_everywhere(tmp_path):
     part = solution.of(TensorDataset(x, y))
     assert isinstance(part, TorchSubset)
     assert part.indices == index.tolist()
+    assert torch.equal(solution.of({"x": x, "labels": y})["labels"], y[index])
+    assert np.array_equal(solution.of((x.numpy(), y.numpy()))[1], y[index].numpy())
+    examples = list(zip(x, y, strict=True))
+    assert [int(label) for _, label in solution.of(examples)] == y[index].tolist()
+    assert solution.of(frame)["index"].tolist() == index.tolist()
     for name in ("one.csv", "one.npy", "one.txt"):
         solution.write(tmp_path / name)
     assert np.load(tmp_path / "one.npy").tolist() == index.tolist()
@@ -48,6 +64,8 @@ def test_select_is_one_call_and_its_answer_goes_everywhere(tmp_path):
     assert len((tmp_path / "one.csv").read_text().splitlines()) == SETTING.n + 1
     with pytest.raises(ValueError, match="ends in"):
         solution.write(tmp_path / "one.xlsx")
+    with pytest.raises(FileNotFoundError, match="Make it first"):
+        solution.write(tmp_path / "nowhere" / "one.csv")
     solution.save(tmp_path / "saved")
     loaded = Solution.load(tmp_path / "saved")
     assert torch.equal(loaded.scores, solution.scores)
@@ -71,6 +89,7 @@ def test_counts_repeat_their_points():
     scores = -F_HAT.effects.mean(0)
     first, second = scores.topk(2).indices.tolist()
     assert sorted(solution.indices.tolist()) == sorted([first] * 3 + [second])
+    assert "2 of 12 training points, 4 with repeats" in str(solution)
 
 
 def test_all_limits_at_once_are_those_of_brute_force():
@@ -139,6 +158,14 @@ def test_a_path_is_nested_and_ends_as_top_k():
     assert bool((walked.decisions.diff(dim=0) <= 0).all())
 
 
+def test_a_path_pays_for_alike_points_as_each_size_alone_does():
+    task = DataSelection(size=1, redundancy=Alike.by_effects(F_HAT, weight=0.5))
+    path = selection_path(task, F_HAT, Greedy(refresh=2), sizes=[3, 6])
+    for size, predicted in zip(path.sizes, path.predicted.tolist(), strict=True):
+        alone = replace(task, size=size).problem(F_HAT).value(path.of(size))
+        assert predicted == pytest.approx(alone, abs=1e-6)
+
+
 def test_gumbel_draws_in_proportion():
     """With one point to choose, the shares are softmax(score / (temperature std))."""
     f_hat = LinearDatamodel(torch.zeros(1), -torch.tensor([[0.0, 1.0, 2.0]]))
@@ -193,7 +220,11 @@ REFUSED = {
     "include above the size": (dict(size=1, include=torch.tensor([1, 2])), "include holds 2 points, the size at most"),
     "size above what exclude leaves": (dict(size=11, exclude=torch.tensor([1, 2])), "exclude and repeats leave 10"),
     "twice without repeats": (dict(size=5, include=torch.tensor([1, 1])), "more often than repeats allows"),
-    "points outside": (dict(size=5, include=torch.tensor([12])), "indices from 0 to 11"),
+    "points outside": (dict(size=5, include=torch.tensor([3, 12, -1])), r"indices from 0 to 11; got \[12, -1\]"),
+    "a list": (dict(size=5, exclude=[3]), "a tensor of indices; got list"),
+    "no points": (dict(size=0.01), "the size 0.01 of 12 is none"),
+    "three sizes": (dict(size=(1, 2, 3)), r"k or \(fewest, most\); got \(1, 2, 3\)"),
+    "redundancy of other points": (dict(size=5, redundancy=Alike.cosine(torch.ones(7, 2), 1.0)), "of 7 points; there"),
     "a mask": (dict(size=5, exclude=torch.zeros(12, dtype=torch.bool)), r"nonzero\(\)"),
     "groups of another length": (dict(size=5, groups=GROUPS[:4], quotas={0: 1}), r"groups \(12,\)"),
     "NaN costs": (dict(size=5, costs=torch.full((12,), torch.nan), budget=1.0), "finite and not negative"),
@@ -250,10 +281,50 @@ def test_an_inaccurate_answer_of_cvxpy_names_another_solver(monkeypatch):
         solve(DataSelection(size=5), F_HAT, Convex())
 
 
-def test_nothing_is_trained_for_impossible_limits():
-    class Never:
-        def fit(self, setting, at=None):
-            raise AssertionError
+class Never:
+    def fit(self, setting, at=None):
+        raise AssertionError
 
-    with pytest.raises(ValueError, match="4 points; got the quota|quota"), warnings.catch_warnings():
-        select(SETTING, 5, Never(), groups=SETTING.pool[1], quotas={0: 40})
+
+NAMES = ["web", "books", "code", "web"] * 10
+TOO_LATE = {
+    "quota": (dict(groups=NAMES, quotas={"web": 40}), "Group 'web' has 20 points; got the quota 40"),
+    "include": (dict(groups=NAMES, quotas={"code": 1}, include=[2, 6]), "Group 'code' has 2 points in include"),
+    "several": (
+        dict(groups={"one": NAMES, "two": NAMES}, quotas={"one": {"web": 3}, "two": {"web": 2, "code": 0}}),
+        r"group 'web' of grouping [01] by 1",
+    ),
+    "groups of another length": (dict(groups=NAMES[:7]), r"a group for each of 40 points; got the shape \(7,\)"),
+    "two groupings without names": (dict(groups=(NAMES, NAMES)), "Several groupings go by name"),
+    "missing names": (dict(groups=[None, *NAMES[1:]]), "got NoneType, str. Give missing ones a name"),
+    "quotas of no group": (dict(groups={"one": NAMES}, quotas={"one": 3}), r"Expected quotas as \{group: k\}"),
+    "excluded points outside": (dict(groups=NAMES, exclude=[40]), r"indices from 0 to 39; got \[40\]"),
+    "costs of no numbers": (dict(costs=["dear"] * 40, budget=3.0), "could not convert string"),
+    "target sets": (dict(sets=TargetSets(torch.zeros(3).long())), "There are 6 outputs; the target sets are for 3"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), TOO_LATE.values(), ids=TOO_LATE)
+def test_nothing_is_trained_for_impossible_limits(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        select(SETTING, 5, Never(), **arguments)
+
+
+def test_nothing_is_trained_for_outputs_that_are_no_losses():
+    with pytest.raises(ValueError, match="about losses"):
+        select(replace(SETTING, output=Logits()), 5, Never())
+
+
+def test_lists_will_do_and_repeats_count_in_balanced_groups():
+    groups = ["few"] * 2 + ["many"] * (SETTING.n - 2)
+    solution = select(SETTING, 8, Influence(), TopK(), groups=groups, include=[5], exclude=[], repeats=2)
+    counts = solution.decision
+    assert counts[:2].sum() == 4
+    assert counts[2:].sum() == 4
+    assert counts[5] >= 1
+
+
+def test_top_k_is_not_what_the_worst_set_needs():
+    sets = TargetSets(torch.arange(6) % 2, worst=True)
+    with pytest.warns(UserWarning, match=r"Convex\(\) minimises the worst"):
+        select(SETTING, 5, Influence(), TopK(), sets=sets)

@@ -198,7 +198,8 @@ def test_select_with_several_groupings(setting, tmp_path):
         (["--groups", "labels", "--quota", "0=30"], "Group 0 has"),
         (["--costs", "none.npy", "--budget", "1"], "There is no file none.npy"),
         (["--include", "1", "--exclude", "0-4"], r"\[1\] are in include and in exclude"),
-        (["--write", "chosen.xlsx"], "end in"),
+        (["--write", "chosen.xlsx"], "ends in"),
+        (["--write", "nowhere/chosen.csv"], "there is no nowhere. Make it first"),
     ],
 )
 def test_select_refuses_limits_that_conflict_before_training(words, message):

@@ -43,7 +43,10 @@ def test_limits_are_kept_on_the_way():
 def test_it_stops_where_the_validation_split_gets_no_better():
     validate = iter([3.0, 2.0, 2.5, 2.5, 1.0])
     problem = linear(Subset(6, repeats=3))
-    Metagradient(steps=50, validate=lambda counts: next(validate), patience=2).solve(problem)
+    fitted = []
+    problem = replace(problem, refit=lambda counts: fitted.append(counts) or problem)
+    best = Metagradient(steps=50, validate=lambda counts: next(validate), patience=2).solve(problem)
+    assert torch.equal(fitted[-1], best)  # what predictions come from
     assert problem.notes["validation"] == [3.0, 2.0, 2.5, 2.5]
     assert problem.notes["best step"] == 1
 
