@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 STARTS = ((-9.0, -1.0), (-3.0, -1.0), (-1.0, -1.0))  # of each term, log weights of distances and of inner products
+ROWS = 1000  # of the kernel at once
 RATE = 0.25  # of Adam, falling to a fifth
 
 
@@ -46,8 +47,9 @@ class RemovalKernel:
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         """`(a, b)`."""
-        products, distances = geometry(self.features, left, right)
-        return combined(products, distances, self.inner.to(left), self.distance.to(left))
+        inner, distance = self.inner.to(left), self.distance.to(left)
+        blocks = [combined(*geometry(self.features, rows, right), inner, distance) for rows in left.split(ROWS)]
+        return torch.cat(blocks)
 
     @classmethod
     def learned(

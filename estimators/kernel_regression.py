@@ -187,9 +187,9 @@ class _Runs:
             runs, outputs = self.left_out[:, place].nonzero().squeeze(1), (own == place).nonzero().squeeze(1)
             # K + P M P^T, with P the runs that left the target out: Woodbury, by blocks of the inverse that is there.
             rows = self.inverse[runs]
-            M = self.K[runs][:, runs] + self.level
+            M = self.K[runs[:, None], runs] + self.level
             system = torch.eye(len(runs)).to(M) + rows[:, runs] @ M
-            b = torch.linalg.solve(system, shared[runs][:, outputs])
+            b = torch.linalg.solve(system, shared[runs[:, None], outputs])
             shared[:, outputs] -= rows.T @ (M @ b)
             if_left_out[runs[:, None], outputs] = b
         return shared, if_left_out
