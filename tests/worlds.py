@@ -15,6 +15,7 @@ from estimators.ekfac_cg import EKFACCG
 from estimators.empirical_influence import EmpiricalInfluence
 from estimators.gas import GAS
 from estimators.influence import Influence
+from estimators.kernel_regression import KernelRegression, RandomRemovals
 from estimators.knn import KNN
 from estimators.knn_shapley import KNNShapley
 from estimators.last_layer import LastLayer
@@ -130,6 +131,8 @@ ESTIMATORS = [
     Regression(subsets=60),
     Regression(subsets=60, penalty=Ridge()),
     Regression(subsets=60, prior=Influence()),
+    KernelRegression(RandomRemovals(sets=60, share=0.5)),
+    KernelRegression(RandomRemovals(sets=60, share=0.5), prior=Influence()),
     EmpiricalInfluence(subsets=60),
     Banzhaf(subsets=60),
     DataShapley(permutations=2),

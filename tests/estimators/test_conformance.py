@@ -10,6 +10,7 @@ from estimators.banzhaf import Banzhaf
 from estimators.data_shapley import DataShapley
 from estimators.empirical_influence import EmpiricalInfluence
 from estimators.influence import Influence
+from estimators.kernel_regression import KernelRegression
 from estimators.knn import KNN
 from estimators.knn_shapley import KNNShapley
 from estimators.last_layer import LastLayer
@@ -25,7 +26,7 @@ from recipe import Calibrated, Hessian, LiSSA, Loss, Newton, Objective, Retrain,
 from recipe import batch as batches
 from tests.worlds import CONVEX_SETTINGS, DOUBLE, ESTIMATORS, SETTINGS, TANGENT, logistic, ridge
 
-DRAWN = (Regression, EmpiricalInfluence, Banzhaf, DataShapley)  # subsets, by the position of points
+DRAWN = (Regression, KernelRegression, EmpiricalInfluence, Banzhaf, DataShapley)  # subsets, by the position of points
 STEPS = (MAGIC, TracIn, GradDot, SOURCE, Simfluence, LESS)  # of a run by SGD or AdamW
 CLASSIFIERS = {name: s for name, s in SETTINGS.items() if name != "ridge"}
 

@@ -3,6 +3,7 @@
 import pytest
 
 from estimators.data_shapley import DataShapley
+from estimators.kernel_regression import KernelRegression
 from estimators.regression import Regression
 from estimators.representer_points import RepresenterPoints
 from estimators.simfluence import Simfluence
@@ -12,7 +13,7 @@ from tests.estimators.test_conformance import suited
 from tests.worlds import ESTIMATORS, SETTINGS, small_mlp
 
 # What they do follows from the trained model or from their own results, so that it can only be guessed before.
-GUESSED = (DataShapley, RepresenterPoints, Regression, Simfluence)
+GUESSED = (DataShapley, RepresenterPoints, Regression, KernelRegression, Simfluence)
 SOLVERS = (CG, LiSSA, Arnoldi, Nystroem, Woodbury)  # with a factorisation, or as many products as it takes
 ONE_OF_A_KIND = {(type(e), type(getattr(e, "inverse", None))): e for e in ESTIMATORS}.values()
 

@@ -18,6 +18,7 @@ from estimators.ekfac_cg import EKFACCG
 from estimators.empirical_influence import EmpiricalInfluence
 from estimators.exact_shapley import ExactShapley
 from estimators.influence import Influence
+from estimators.kernel_regression import KernelRegression
 from estimators.knn import KNN
 from estimators.knn_shapley import KNNShapley
 from estimators.less import LESS
@@ -68,7 +69,7 @@ def _small_blocks(monkeypatch):
 
 
 SLOW = (DataShapley, Banzhaf, EmpiricalInfluence, ExactShapley)  # retraining on subsets
-NOT_LINEAR = (AdjointInfluence, NewtonStep, KNN, Simfluence)
+NOT_LINEAR = (AdjointInfluence, NewtonStep, KNN, Simfluence, KernelRegression)
 MADE_OF_OTHERS = (Calibrated, Ensembling, Scaling, SizeCorrecting)
 FEW = [DataShapley(2), Banzhaf(20), EmpiricalInfluence(20)]
 FEW_KINDS = tuple(map(type, FEW))
