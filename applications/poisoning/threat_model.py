@@ -185,6 +185,9 @@ class ThreatModel:
 
     def _task(self, setting: Setting, index: Tensor, start: Batch) -> Poisoning:
         """The task whose poisons start from training points `index` as `start` has them."""
+        entries = range(len(start)) if isinstance(start, tuple) else list(start)
+        if self.entry not in entries:
+            raise ValueError(f"Expected an entry of the batch, one of {list(entries)}; got {self.entry!r}.")
         x = start[self.entry]  # type: ignore[index]
         if not x.is_floating_point():
             raise ValueError(

@@ -255,6 +255,7 @@ def test_surrogates_attack_a_victim_they_do_not_know():
         (lambda: Subpopulation(torch.zeros(20, dtype=torch.bool)).aim(SETTING), "mask of 20 targets with one at least"),
         (lambda: Sanitation(percentile=0), "above 0 and at 100 at most"),
         (lambda: ThreatModel(float("nan")).task(SETTING), "share below 1 or a count from 1 to 60; got nan"),
+        (lambda: ThreatModel(2, entry="pixels").task(SETTING), r"one of \[0, 1\]; got 'pixels'"),
         (lambda: Targeted(20, 0).aim(SETTING), "target from 0 to 19; got 20"),
         (
             lambda: Backdoor(CORNER, 1).aim(SETTING.on((SETTING.probe[0][1::2], SETTING.probe[1][1::2]))),
