@@ -26,7 +26,7 @@ from recipe.feasible import Box
 from recipe.job import DEFAULTS, INFLUENCE, Job, announce, name_of, training_sets
 from recipe.lds import lds as score
 from recipe.options import Options, TaskOptions, command, say, text_of, user_errors
-from recipe.outputs import Loss, TopMargin
+from recipe.outputs import Correct, Loss, TopMargin
 from recipe.random_subsets import random_subsets
 from recipe.retrain import Retrain
 
@@ -174,6 +174,9 @@ def poison(
     task = job.kind(start, passing, key)
     job.announce(training_sets(task, job.f))
     _, solution, parts = job.answer(task)
+    if options.seeds:
+        before = job.f.on(output=Correct())(torch.ones(job.f.n)) > 0.5
+        say(f"{int((~before).sum())} of {len(before)} targets were wrong before the attack.")
     poisons = job.helpers.Poisons(task.batch(solution.decision), start, key, threat)
     return options.report({**parts, "poisons": poisons if options.out is not None else None})
 

@@ -9,6 +9,7 @@ arXiv:1811.00741, for balls and slabs as what a defender lets through, and for r
 algorithm converges in the limit only, so its answer is pulled towards a point inside until it is feasible exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from recipe.feasible import Box, _array, _check_center, _check_shape, _random, _rounding
 
 HALVINGS = 60  # of the way to a point inside
+OVERSHOT = 1.5  # projections are so much longer where a common point is looked for, so that they end inside
 
 
 class ExampleSet(Protocol):
@@ -365,6 +367,34 @@ def examples_of(feasible: Any, index: Tensor) -> Any:
         f"Only Box, Balls, Slabs, Intersection and Integers hold for every example by itself; got "
         f"{type(feasible).__name__}."
     )
+
+
+def common_point(sets: Sequence[ExampleSet], start: Tensor, sweeps: int = 500) -> Tensor:
+    """A decision `(b, ...)` in all of several convex sets, or what is left of the search where there is none.
+
+    By projections in turn, each half as far again (relaxation, Agmon 1954), which end after finitely many sweeps where
+    the sets share more than an edge. Examples of `start` that are inside already stay.
+
+    Args:
+        sets: convex ones; the first is met exactly.
+        start: of the search.
+        sweeps: at most.
+
+    Example:
+        >>> sets = (Balls(torch.zeros(1, 2), 1.0), Balls(torch.tensor([[1.5, 0.0]]), 1.0))
+        >>> common_point(sets, torch.tensor([[0.0, 5.0]])).norm() <= 1
+        tensor(True)
+    """
+    x = tried = start
+    for _ in range(sweeps):
+        tried = sets[0].project(x)
+        fits = torch.stack([s.excess(tried) for s in sets]).amax(0) <= 0
+        if bool(fits.all()):
+            break
+        x = torch.where(_wide(fits, x), tried, x)
+        for s in sets:
+            x = x + OVERSHOT * (s.project(x) - x)
+    return tried
 
 
 def _norms(x: Tensor) -> Tensor:

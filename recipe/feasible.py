@@ -57,7 +57,29 @@ class Box:
             ValueError: they have nothing in common.
         """
         low = torch.maximum(self.center - self.radius, other.center - other.radius)
-        return Box.between(low, torch.minimum(self.center + self.radius, other.center + other.radius))
+        high = torch.minimum(self.center + self.radius, other.center + other.radius)
+        if apart := int((low > high).sum()):
+            raise ValueError(
+                f"The boxes have nothing in common in {apart} of {low.numel()} entries; widen one of them."
+            )
+        return Box.between(low, high)
+
+    def whole(self) -> "Box":
+        """From the least to the largest whole number in the box.
+
+        Raises:
+            ValueError: an entry without one.
+
+        Example:
+            >>> box = Box.between(torch.tensor([0.2]), torch.tensor([5.7])).whole()
+            >>> box.project(torch.tensor([9.0])), box.project(torch.tensor([0.0]))
+            (tensor([5.]), tensor([1.]))
+        """
+        slack = _rounding(self.center) * (self.center.abs() + self.radius)
+        low, high = (self.center - self.radius - slack).ceil(), (self.center + self.radius + slack).floor()
+        if apart := int((low > high).sum()):
+            raise ValueError(f"There is no whole number in {apart} of {low.numel()} entries of the box; widen it.")
+        return Box.between(low, high)
 
     def contains(self, decision: Tensor) -> bool:
         """Whether every entry is within the radius, up to rounding."""

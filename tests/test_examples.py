@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+VICTIMS = ("clean", "random flips", "poison")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -25,6 +26,13 @@ def run(name, capsys, monkeypatch):
 )
 def test_tasks(name, finding, capsys, monkeypatch):
     assert re.search(finding, run(name, capsys, monkeypatch))
+
+
+def test_poison_digits(capsys, monkeypatch):
+    said = run("poison_digits.py", capsys, monkeypatch)
+    clean, flips, poison = (float(re.search(rf"^{name} +\S+ +(\S+)", said, re.M)[1]) for name in VICTIMS)
+    assert poison < min(clean, flips) - 0.005
+    assert "self-influence finds 100 % of the poison in 10 % of the data" in said
 
 
 def test_cite_a_context(capsys, monkeypatch):

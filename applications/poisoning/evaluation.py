@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from applications.defences import Defence, inspect, poisoned
-from applications.poisoning.label_flips import random_label_flips
+from applications.poisoning.label_flips import flipped_points, random_label_flips
 from applications.poisoning.task import Poisoning
 from recipe import batch as batches
 from recipe.batch import Batch
@@ -30,10 +30,12 @@ class Damage:
     Args:
         loss: the mean loss.
         accuracy: the share that is right.
+        reached: the share of the attacker's targets that are as it wants, wrong or (`towards`) of the wanted label.
     """
 
     loss: Measured
     accuracy: Measured
+    reached: Measured
 
 
 @dataclass(frozen=True)
@@ -61,30 +63,46 @@ class Evaluation:
         already_wrong: how many of the targets were on the attacker's side before the attack: success there means
             nothing.
         targets: how many there are.
+        towards: whether the attacker wants a label for its targets, so that `reached` is what it is after.
     """
 
     victims: Mapping[str, Damage]
     defences: Mapping[str, Defended]
     already_wrong: int
     targets: int
+    towards: bool = False
 
     @property
     def best_defence(self) -> str | None:
-        """The defence after which the victim is most accurate; None where there is none."""
-        return max(self.defences, key=lambda name: self.defences[name].damage.accuracy.mean, default=None)
+        """The defence after which the victim is most accurate; None where there is none.
+
+        Where the attacker wants a label for its targets, the one after which the fewest carry it, then accuracy.
+        """
+
+        def rank(name: str) -> tuple[float, float]:
+            left = self.defences[name].damage
+            return (-left.reached.mean if self.towards else 0.0, left.accuracy.mean)
+
+        return max(self.defences, key=rank, default=None)
 
     def __str__(self) -> str:
-        rows = [f"{'victim':<28} {'test loss':<18} {'test accuracy':<18}"]
-        rows += [f"{name:<28} {d.loss!s:<18} {d.accuracy!s:<18}" for name, d in self.victims.items()]
+        def row(name: str, *figures: object) -> str:  # what is reached only where it is not the accuracy's complement
+            shown = figures if self.towards else figures[:2]
+            return " ".join([f"{name:<28}", *(f"{figure!s:<18}" for figure in shown)])
+
+        header = ("test loss", "test accuracy", "targets reached")
+        rows = [row("victim", *header)]
+        rows += [row(name, d.loss, d.accuracy, d.reached) for name, d in self.victims.items()]
         if self.defences:
-            rows += ["", f"{'after the defence':<28} {'test loss':<18} {'test accuracy':<18} poison, clean removed"]
+            rows += ["", f"{row('after the defence', *header)} poison, clean removed"]
         for name, d in self.defences.items():
-            shares = f"{100 * d.poison:.0f} %, {100 * d.clean:.1f} %"
-            rows += [f"{name:<28} {d.damage.loss!s:<18} {d.damage.accuracy!s:<18} {shares}"]
+            figures = row(name, d.damage.loss, d.damage.accuracy, d.damage.reached)
+            rows += [f"{figures} {100 * d.poison:.0f} %, {100 * d.clean:.1f} %"]
         if self.best_defence is not None:
             rows += [f"the defender's best: {self.best_defence}"]
         if self.already_wrong:
-            rows += [f"{self.already_wrong} of {self.targets} targets were wrong before the attack"]
+            side = "as the attacker wants" if self.towards else "wrong"
+            rows += [f"{self.already_wrong} of {self.targets} targets were {side} before the attack"]
         return "\n".join(rows)
 
 
@@ -101,34 +119,41 @@ def evaluate(
     """Retrain victims.
 
     Args:
-        setting: the victim; its targets are the attacker's.
+        setting: the victim; its targets are the attacker's, for a goal other than all of them `goal.aim(setting)`.
         task: whose poisons these are.
         inputs: the poison inputs, a solution's decision.
         test: `(inputs, labels)` that neither training nor attack has seen.
         seeds: of the retrainings; fresh ones, which the attacker has not seen.
         defences: by name.
-        others: victims of another architecture or algorithm, by name, with the same universe.
+        others: victims of another architecture or algorithm, by name, with the same universe; the targets are
+            `setting`'s.
         removed: the share of each class that a defence throws away.
     """
     added, n = task.batch(inputs), setting.n
-    flips = random_label_flips(setting, batches.size(added))
+    flips, unflipped = random_label_flips(setting, batches.size(added)), torch.ones(n)
+    if task.replaces:  # then so do the flips
+        unflipped[flipped_points(setting, batches.size(added))] = 0
     kept, ones = task.weights(n), torch.ones(n)
+
+    def damage(victim: Setting, weights: Tensor, poisons: Batch | None) -> Damage:
+        return _damage(victim.on(setting.probe), test, weights, poisons, seeds, task.towards)
+
     victims = {
-        "clean": _damage(setting, test, ones, None, seeds),
-        "random flips": _damage(setting, test, ones, flips, seeds),
-        "poison": _damage(setting, test, kept, added, seeds),
+        "clean": damage(setting, ones, None),
+        "random flips": damage(setting, unflipped, flips),
+        "poison": damage(setting, kept, added),
     }
     for name, other in (others or {}).items():
-        victims[f"clean, {name}"] = _damage(other, test, ones, None, seeds)
-        victims[f"poison, {name}"] = _damage(other, test, kept, added, seeds)
+        victims[f"clean, {name}"] = damage(other, ones, None)
+        victims[f"poison, {name}"] = damage(other, kept, added)
     mixed, poison = poisoned(setting, added, task.replaces)
     results = {}
     for name, defence in (defences or {}).items():
         found = inspect(defence, mixed, poison, removed)
         left = (~found.inspected).to(ones)
-        results[name] = Defended(found.poison, found.clean, _damage(mixed, test, left, None, seeds))
+        results[name] = Defended(found.poison, found.clean, damage(mixed, left, None))
     wrong = already_wrong(setting, task.towards, seeds)
-    return Evaluation(victims, results, wrong, batches.size(setting.probe))
+    return Evaluation(victims, results, wrong, batches.size(setting.probe), task.towards)
 
 
 def already_wrong(setting: Setting, towards: bool = False, seeds: Sequence[int] = (0,)) -> int:
@@ -137,8 +162,12 @@ def already_wrong(setting: Setting, towards: bool = False, seeds: Sequence[int] 
     return int((right if towards else ~right).sum())
 
 
-def _damage(setting: Setting, test: Batch, weights: Tensor, added: Batch | None, seeds: Sequence[int]) -> Damage:
+def _damage(
+    setting: Setting, test: Batch, weights: Tensor, added: Batch | None, seeds: Sequence[int], towards: bool
+) -> Damage:
     f = Retrain(setting.on(test, Loss()), seeds)
     losses = f.per_seed(weights, added).mean(1)
     accuracies = f.on(test, Correct()).per_seed(weights, added).mean(1)
-    return Damage(Measured.of(losses.tolist()), Measured.of(accuracies.tolist()))
+    right = f.on(setting.probe, Correct()).per_seed(weights, added).mean(1)
+    reached = right if towards else 1 - right
+    return Damage(*(Measured.of(values.tolist()) for values in (losses, accuracies, reached)))

@@ -80,7 +80,10 @@ class Targeted:
     towards = True
 
     def aim(self, setting: Setting) -> Setting:
-        """The target with the wanted label."""
+        """The target with the wanted label. Raises `ValueError` where there is no such target."""
+        count = batches.size(setting.probe)
+        if not 0 <= self.target < count:
+            raise ValueError(f"Expected a target from 0 to {count - 1}; got {self.target}.")
         return setting.on(_wanted(batches.take(setting.probe, slice(self.target, self.target + 1)), self.label), Loss())
 
 
@@ -92,6 +95,9 @@ class Trigger:
         mask: true for the entries of the patch, of an example's shape.
         values: of an example's shape; only those of the patch matter.
 
+    Raises:
+        ValueError: a mask that is not of zeros and ones, or another shape than the values'; on use, than an example's.
+
     Example:
         >>> corner = Trigger(torch.tensor([True, False]), torch.ones(2))
         >>> corner.stamp(torch.zeros(2, 2))
@@ -102,8 +108,19 @@ class Trigger:
     mask: Tensor
     values: Tensor
 
+    def __post_init__(self) -> None:
+        if self.mask.dtype != torch.bool or self.mask.shape != self.values.shape:
+            raise ValueError(
+                f"Expected a mask of booleans and values of the same shape; got {self.mask.dtype} "
+                f"{tuple(self.mask.shape)} and {tuple(self.values.shape)}. Call .bool() on the mask."
+            )
+
     def stamp(self, inputs: Tensor) -> Tensor:
         """The inputs `(b, ...)` with the patch on them."""
+        if inputs.shape[1:] != self.mask.shape:
+            raise ValueError(
+                f"Expected a trigger of an example's shape {tuple(inputs.shape[1:])}; got {tuple(self.mask.shape)}."
+            )
         return torch.where(self.mask, self.values.to(inputs), inputs)
 
     def worn(self, box: Box) -> Box:
@@ -128,7 +145,9 @@ class Backdoor:
     towards = True
 
     def aim(self, setting: Setting) -> Setting:
-        """The targets of other labels, with trigger and wanted label."""
+        """The targets of other labels, with trigger and wanted label. Raises `ValueError` where there are none."""
+        if bool((batches.labels(setting.probe) == self.label).all()):
+            raise ValueError(f"All targets have the label {self.label} already; a backdoor is for those of others.")
         others = batches.take(setting.probe, batches.labels(setting.probe) != self.label)
         inputs = self.trigger.stamp(others[self.entry])  # type: ignore[index]
         stamped = replaced(others, self.entry, inputs)

@@ -25,11 +25,16 @@ def random_label_flips(setting: Setting, count: int, seed: int = 0) -> Batch:
     """
     classes = _classes(setting, count)
     generator = torch.Generator().manual_seed(seed)
-    chosen = batches.take(setting.pool, torch.randperm(setting.n, generator=generator)[:count])
+    chosen = batches.take(setting.pool, _drawn(setting.n, count, generator))
     rank = torch.searchsorted(classes, batches.labels(chosen))
     shift = torch.randint(1, len(classes), (count,), generator=generator).to(rank)
     flipped = classes[(rank + shift) % len(classes)]
     return batches.relabel(chosen, flipped)
+
+
+def flipped_points(setting: Setting, count: int, seed: int = 0) -> Tensor:
+    """Indices `(count,)` of the points that `random_label_flips` copies."""
+    return _drawn(setting.n, count, torch.Generator().manual_seed(seed))
 
 
 def chosen_label_flips(setting: Setting, count: int, estimator: Estimator, stages: int = 1) -> Batch:
@@ -61,6 +66,10 @@ def chosen_label_flips(setting: Setting, count: int, estimator: Estimator, stage
             used = torch.isin(source, source[taken])
             taken.append(int(worth.masked_fill(used, -torch.inf).argmax()))
     return batches.take(candidates, torch.tensor(taken))
+
+
+def _drawn(n: int, count: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(n, generator=generator)[:count]
 
 
 def _worth(f_hat: OutputFunction, candidates: Batch) -> Tensor:

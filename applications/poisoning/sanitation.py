@@ -20,7 +20,7 @@ from applications.defences._geometry import Centroids, inputs_of, labels_of
 from applications.poisoning._inputs import replaced
 from recipe import batch as batches
 from recipe.batch import Batch
-from recipe.example_sets import Balls, Integers, Intersection, Slabs
+from recipe.example_sets import Balls, Integers, Intersection, Slabs, common_point
 from recipe.feasible import Box
 from recipe.setting import Parameters, Setting
 
@@ -49,8 +49,10 @@ class Sanitation:
         if not 0 < self.percentile <= 100:
             raise ValueError(f"A percentile lies above 0 and at 100 at most; got {self.percentile}.")
 
-    def allowed(self, setting: Setting, y: Tensor, within: Box, whole: bool = False) -> Intersection | Integers:
-        """The inputs of poisons with labels `y` `(b,)` that pass, inside a box of their shape.
+    def allowed(
+        self, setting: Setting, y: Tensor, within: Box | Intersection, whole: bool = False
+    ) -> Intersection | Integers:
+        """The inputs of poisons with labels `y` `(b,)` that pass, inside a set of their shape.
 
         Args:
             setting: whose universe is the clean data.
@@ -59,13 +61,13 @@ class Sanitation:
             whole: only whole numbers.
 
         Raises:
-            ValueError: the class's centroid does not pass itself.
+            ValueError: nothing of `within` passes.
         """
         x, own = inputs_of(setting.pool, self.entry), labels_of(setting.pool)
         centroids = Centroids.of(x, own)
         shape = (len(y), *x.shape[1:])
         means = centroids.own(y).reshape(shape)
-        sets: list = [within]
+        sets: list = list(within.sets) if isinstance(within, Intersection) else [within]
         if self.sphere:
             radius = self._quantile(centroids.distances(x, own), own, y)
             sets.append(Balls(means, radius * (1 - SLACK)))
@@ -76,9 +78,20 @@ class Sanitation:
             sets.append(Slabs(normals.reshape(shape), middle - reach, middle + reach))
         if self.loss_cap:
             sets.append(self._capped(setting, y, shape))
-        inside = within.project(means)
+        inside = common_point(sets, within.project(means))
+        self._check(torch.stack([s.excess(inside) for s in sets]).amax(0), y)
         met = Intersection(tuple(sets), inside)
         return Integers(met) if whole else met
+
+    def _check(self, excess: Tensor, y: Tensor) -> None:
+        """Raises `ValueError` for poisons that can be nowhere."""
+        stuck = (excess > 0).nonzero().squeeze(1)
+        if len(stuck):
+            raise ValueError(
+                f"{len(stuck)} of {len(y)} poisons cannot pass: no input allowed for poison {int(stuck[0])} (label "
+                f"{int(y[stuck[0]])}) is within the percentile {self.percentile:g} of its class. Let poisons move "
+                "farther from their start, raise the percentile, or start from points of that class (clean labels)."
+            )
 
     def _quantile(self, scores: Tensor, own: Tensor, y: Tensor) -> Tensor:
         return torch.stack([torch.quantile(scores[own == c], self.percentile / 100) for c in y.tolist()])

@@ -9,6 +9,7 @@ Reference for the axes: Koh, Steinhardt & Liang 2022, arXiv:1811.00741; Goldblum
 Learning", 2020, arXiv:2012.10544.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -24,7 +25,7 @@ from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.composition import Ensemble
 from recipe.datamodel import Estimator, OutputFunction
-from recipe.example_sets import Balls, Intersection
+from recipe.example_sets import Balls, Integers, Intersection
 from recipe.feasible import Box
 from recipe.problem import Feasible
 from recipe.setting import Setting
@@ -33,10 +34,14 @@ from recipe.setting import Setting
 class Inputs(Protocol):
     """Which inputs an attacker may choose."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers."""
+
     def box(self, setting: Setting, start: Tensor, entry: int | str) -> Box:
         """The box around them."""
 
-    def within(self, box: Box, start: Tensor) -> Feasible:
+    def within(self, box: Box, start: Tensor) -> Box | Intersection:
         """What of the box is allowed."""
 
 
@@ -64,7 +69,7 @@ class Range:
         high = most if self.high is None else torch.as_tensor(self.high)
         return Box.between(low.to(start).expand_as(start), high.to(start).expand_as(start))
 
-    def within(self, box: Box, start: Tensor) -> Feasible:
+    def within(self, box: Box, start: Tensor) -> Box | Intersection:
         """All of it."""
         return box
 
@@ -82,16 +87,29 @@ class Near:
     linf: float | None = None
     l2: float | None = None
     range: Range = field(default_factory=Range)
-    whole = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the range is of whole numbers."""
+        return self.range.whole
 
     def box(self, setting: Setting, start: Tensor, entry: int | str) -> Box:
         """The valid range, and what `linf` leaves of it."""
         valid = self.range.box(setting, start, entry)
         return valid if self.linf is None else valid.intersect(Box(start, self.linf))
 
-    def within(self, box: Box, start: Tensor) -> Feasible:
-        """The box, and what `l2` leaves of it."""
-        return box if self.l2 is None else Intersection((box, Balls(start, self.l2)), box.project(start))
+    def within(self, box: Box, start: Tensor) -> Box | Intersection:
+        """The box, and what `l2` leaves of it. Raises `ValueError` where that is nothing."""
+        if self.l2 is None:
+            return box
+        near, inside = Balls(start, self.l2), box.project(start)
+        away = near.excess(inside)
+        if bool((away > 0).any()):
+            raise ValueError(
+                f"Poison {int(away.argmax())} starts {float(away.max()) + self.l2:.3g} outside of the range, farther "
+                f"than it may move, l2={self.l2}. Widen the range, or raise l2."
+            )
+        return Intersection((box, near), inside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +143,8 @@ class ThreatModel:
 
     def count(self, n: int) -> int:
         """How many poisons beside (or among) n training points."""
+        if not math.isfinite(self.budget):
+            raise ValueError(f"The budget is a share below 1 or a count from 1 to {n}; got {self.budget}.")
         share = isinstance(self.budget, float) and self.budget < 1
         count = round(self.budget * n) if share else int(self.budget)
         if not 1 <= count <= n or (not share and count != self.budget):
@@ -165,24 +185,30 @@ class ThreatModel:
 
     def _task(self, setting: Setting, index: Tensor, start: Batch) -> Poisoning:
         """The task whose poisons start from training points `index` as `start` has them."""
+        entries = range(len(start)) if isinstance(start, tuple) else list(start)
+        if self.entry not in entries:
+            raise ValueError(f"Expected an entry of the batch, one of {list(entries)}; got {self.entry!r}.")
         x = start[self.entry]  # type: ignore[index]
         if not x.is_floating_point():
             raise ValueError(
                 f"Poison inputs are changed in small steps, so they are floating numbers; got {x.dtype}. Give counts "
                 "as floats with Range(whole=True); tokens can only have their labels flipped."
             )
-        box = self.inputs.box(setting, x, self.entry)
-        if self.trigger is not None:
-            box = self.trigger.worn(box)
-        allowed = self.inputs.within(box, x)
-        if self.passes is not None:
-            allowed = self.passes.allowed(
-                setting, batches.labels(start), box, whole=getattr(self.inputs, "whole", False)
-            )
+        allowed = self._allowed(setting, x, batches.labels(start))
         begin = allowed.project(x)  # flipped training points seldom pass for their new class
         start = replaced(start, self.entry, begin)
         replaces = tuple(index.tolist()) if self.modify else ()
         return Poisoning(start, allowed, self.entry, towards=self.goal.towards, replaces=replaces)
+
+    def _allowed(self, setting: Setting, x: Tensor, y: Tensor) -> Feasible:
+        """The inputs that poisons may have which start at `x` with labels `y`."""
+        box = self.inputs.box(setting, x, self.entry)
+        if self.trigger is not None:
+            box, x = self.trigger.worn(box), self.trigger.stamp(x)
+        allowed = self.inputs.within(box.whole() if self.inputs.whole else box, x)
+        if self.passes is not None:
+            return self.passes.allowed(setting, y, allowed, self.inputs.whole)
+        return Integers(allowed) if self.inputs.whole else allowed
 
     def _start(self, setting: Setting, seed: int) -> tuple[Tensor, Batch]:
         """Training points, `(b,)` indices, and what becomes of their labels."""

@@ -73,6 +73,10 @@ THREATS = {
     "sphere and slab": ThreatModel(0.05, passes=Sanitation()),
     "loss cap too": ThreatModel(0.05, passes=Sanitation(loss_cap=True)),
     "counts": ThreatModel(0.05, Range(whole=True), passes=Sanitation(percentile=95)),
+    "counts, no defence": ThreatModel(3, Range(whole=True)),
+    "near counts": ThreatModel(3, Near(linf=2.0, l2=2.5, range=Range(whole=True)), modify=True),
+    "near and past defences": ThreatModel(3, Near(l2=0.3), flipped=False, passes=Sanitation()),
+    "near, with a trigger": ThreatModel(3, Near(linf=0.4, l2=0.5), label=1, trigger=CORNER, goal=Backdoor(CORNER, 1)),
     "targeted": ThreatModel(2, goal=Targeted(3, 0), label=0),
     "subpopulation": ThreatModel(3, goal=Subpopulation(torch.arange(20) % 2 == 1)),
     "backdoor": ThreatModel(0.1, goal=Backdoor(CORNER, 1), label=1, trigger=CORNER),
@@ -96,6 +100,7 @@ def test_poisons_are_exactly_feasible_and_never_worse_than_their_start(threat):
     rounding = 1e-12 if hasattr(task.feasible, "radius") else 0.0
     for inputs in (x, start):
         assert bool((task.feasible.excess(inputs) <= rounding).all())
+        check_inputs(threat, inputs)
     problem = task.problem(f)
     assert problem.objective.sense * (problem.value(x) - problem.value(start)) >= -1e-9
     if threat.trigger is not None:
@@ -105,6 +110,26 @@ def test_poisons_are_exactly_feasible_and_never_worse_than_their_start(threat):
         assert torch.equal(task.start[1], SETTING.pool[1][index])
     if threat.label is not None:
         assert set(task.start[1].tolist()) == {threat.label}
+
+
+def check_inputs(threat, x):
+    """What the threat model says of inputs, asked without its feasible set."""
+    if threat.inputs.whole:
+        assert torch.equal(x, x.round())
+    if isinstance(threat.inputs, Near):
+        begin = SETTING.pool[0][threat._start(SETTING, 0)[0]]
+        moved = x - (begin if threat.trigger is None else threat.trigger.stamp(begin))
+        assert bool((moved.abs() <= (threat.inputs.linf or torch.inf) + 1e-12).all())
+        assert bool((moved.norm(dim=1) <= (threat.inputs.l2 or torch.inf) + 1e-12).all())
+    for c in (0, 1) if threat.passes else ():
+        pool, rest = SETTING.pool[0][SETTING.pool[1] == c], SETTING.pool[0][SETTING.pool[1] != c]
+        across = (pool.mean(0) - rest.mean(0)) / (pool.mean(0) - rest.mean(0)).norm()
+        own = x[threat.task(SETTING).start[1] == c]
+        for clean, poison in (
+            ((pool - pool.mean(0)).norm(dim=1), (own - pool.mean(0)).norm(dim=1)),
+            (((pool - pool.mean(0)) @ across).abs(), ((own - pool.mean(0)) @ across).abs()),
+        ):
+            assert bool((poison <= torch.quantile(clean, threat.passes.percentile / 100)).all())
 
 
 @threats
@@ -229,6 +254,28 @@ def test_surrogates_attack_a_victim_they_do_not_know():
         (lambda: ThreatModel(40, label=1).task(SETTING), "Only 30 training points suit"),
         (lambda: Subpopulation(torch.zeros(20, dtype=torch.bool)).aim(SETTING), "mask of 20 targets with one at least"),
         (lambda: Sanitation(percentile=0), "above 0 and at 100 at most"),
+        (lambda: ThreatModel(float("nan")).task(SETTING), "share below 1 or a count from 1 to 60; got nan"),
+        (lambda: ThreatModel(2, entry="pixels").task(SETTING), r"one of \[0, 1\]; got 'pixels'"),
+        (lambda: Targeted(20, 0).aim(SETTING), "target from 0 to 19; got 20"),
+        (
+            lambda: Backdoor(CORNER, 1).aim(SETTING.on((SETTING.probe[0][1::2], SETTING.probe[1][1::2]))),
+            "label 1 already",
+        ),
+        (lambda: Trigger(torch.ones(3), torch.ones(3)), "mask of booleans"),
+        (lambda: ThreatModel(2, trigger=Trigger(torch.ones(2) > 0, torch.ones(2))).task(SETTING), r"shape \(3,\); got"),
+        (
+            lambda: ThreatModel(3, Near(l2=0.3), passes=Sanitation()).task(SETTING),
+            "1 of 3 poisons cannot pass: .*label 0",
+        ),
+        (
+            lambda: ThreatModel(3, Near(linf=0.1, range=Range(0, 1))).task(SETTING),
+            "nothing in common in 7 of 9 entries",
+        ),
+        (
+            lambda: ThreatModel(3, Near(l2=0.1, range=Range(0, 1))).task(SETTING),
+            "outside of the range, farther than it",
+        ),
+        (lambda: ThreatModel(3, Range(0.2, 0.8, whole=True)).task(SETTING), "no whole number in 9 of 9 entries"),
     ],
 )
 def test_bad_threats(make, message):

@@ -8,7 +8,8 @@ import torch
 
 from applications.defences import CentroidDistance, inspect, poisoned
 from applications.poisoning import Poisoning, Poisons, Targeted, already_wrong, evaluate, random_label_flips
-from recipe import LBFGS, Correct, Retrain, Setting
+from applications.poisoning.label_flips import flipped_points
+from recipe import LBFGS, Correct, Loss, Retrain, Setting
 from recipe.record import Folder
 from tests.applications.test_poisoning import ONES, SETTING
 
@@ -45,7 +46,28 @@ def test_victims_are_retrained_with_and_without_the_poison():
 def test_replaced_points_do_not_train_a_victim():
     task = Poisoning(FAR, replaces=(0, 7))
     weights = ONES.index_fill(0, torch.tensor([0, 7]), 0)
-    assert evaluated(task).victims["poison"].accuracy.mean == pytest.approx(accuracy(SETTING, weights, FAR))
+    found = evaluated(task).victims
+    assert found["poison"].accuracy.mean == pytest.approx(accuracy(SETTING, weights, FAR))
+    flips = random_label_flips(SETTING, 2)  # take the place of their originals too
+    by_hand = Retrain(SETTING.on(TEST, Loss()))(ONES.index_fill(0, flipped_points(SETTING, 2), 0), flips).mean()
+    assert found["random flips"].loss.mean == pytest.approx(float(by_hand))
+    assert torch.equal(SETTING.pool[0][flipped_points(SETTING, 2)], flips[0])
+
+
+def test_what_an_attacker_wants_of_its_targets_is_measured_before_and_after_defences():
+    target = int((SETTING.probe[1] == 0).nonzero()[0])
+    aimed = Targeted(target, 1).aim(SETTING)
+    many = (SETTING.probe[0][target].repeat(20, 1), torch.ones(20, dtype=torch.long))
+    defences = {"blind": FirstPoints(), "l2": CentroidDistance(), "last": LastPoints()}
+    found = evaluate(aimed, Poisoning(many, towards=True), many[0], TEST, [0], defences, removed=0.3)
+    assert [found.victims[name].reached.mean for name in ("clean", "random flips", "poison")] == [0, 0, 1]
+    assert found.defences["blind"].damage.reached.mean == 1
+    assert found.defences["last"].damage.reached.mean == 0
+    assert found.best_defence == "last"
+    assert "targets reached" in str(found)
+    assert "targets reached" not in str(evaluated(Poisoning(FAR)))
+    harm = evaluated(Poisoning(FAR)).victims["poison"].reached.mean
+    assert harm == pytest.approx(1 - float(Retrain(SETTING.on(output=Correct()))(ONES, FAR).mean()))
 
 
 def test_defences_train_a_victim_on_what_they_leave():
@@ -69,6 +91,13 @@ def test_targets_on_the_attackers_side_are_counted():
     own = int(SETTING.probe[1][target])
     assert already_wrong(Targeted(target, own).aim(SETTING), towards=True) == 1
     assert already_wrong(Targeted(target, 1 - own).aim(SETTING), towards=True) == 0
+
+
+class LastPoints:
+    """Suspects the last 20 points."""
+
+    def scores(self, setting):
+        return (torch.arange(setting.n) >= setting.n - 20).double()
 
 
 class FirstPoints:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from applications.data_selection import DataSelection
 from applications.debugging import Debugging, as_predicted, blame
-from applications.poisoning import LabelFlipKKT, Poisoning, Sanitation, random_label_flips
+from applications.poisoning import LabelFlipKKT, Poisoning, Sanitation, already_wrong, random_label_flips
 from applications.unlearning import Unlearning
 from estimators.influence import Influence
 from estimators.newton_step import NewtonStep
@@ -237,6 +237,12 @@ def test_poison(setting):
     task = Poisoning(start, Box.between(low, high))
     f = Retrain(setting).on(output=Loss())
     same(record, *directly(task, Influence(), GradientAscent(lr=0.05, steps=7), f))
+
+
+def test_targets_that_were_wrong_before_the_attack_are_counted(setting):
+    said = call("poison", "tiny_setting.py:setting", "--count", 2, "--seeds", 2).stderr
+    assert f"{already_wrong(setting, seeds=range(2))} of 8 targets were wrong before the attack." in said
+    assert "wrong before" not in call("poison", "tiny_setting.py:setting", "--count", 2, "--seeds", 0).stderr
 
 
 def test_poison_by_the_kkt_attack(setting):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from recipe import Balls, Box, GradientAscent, Integers, Intersection, Maximize, Problem, Rounded, Slabs
+from recipe.example_sets import common_point
 
 B, D = 3, 5
 CENTER = torch.randn(B, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -52,6 +53,19 @@ def test_what_is_returned_is_feasible_and_stays(feasible):
     assert not feasible.contains(CENTER[:2])
 
 
+def test_a_common_point_is_in_all_sets_and_what_is_inside_stays():
+    for seed in range(5):
+        start = torch.cat([CENTER[:1], far(seed)[1:]])
+        met = common_point((BOX, BALLS, SLABS, HALF), start)
+        assert all(bool((s.excess(met) <= 0).all()) for s in (BOX, BALLS, SLABS, HALF))
+        assert torch.equal(met[0], CENTER[0])
+    fixed = Box(CENTER, torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64))  # a patch that is worn
+    assert torch.equal(common_point((fixed, BALLS), far(9))[:, :2], CENTER[:, :2])
+    apart = common_point((BALLS, Balls(CENTER + 9, 1.0)), far(1))
+    with pytest.raises(ValueError, match="a common point"):
+        Intersection((BALLS, Balls(CENTER + 9, 1.0)), apart)
+
+
 def test_float32_is_exact_too():
     low = [Balls(BALLS.center.float(), BALLS.radius.float()), Box(CENTER.float(), 0.6)]
     both = Intersection(tuple(low), CENTER.float())
@@ -72,7 +86,7 @@ def test_boxes_meet():
     one, other = Box(torch.zeros(2), 1.0), Box(torch.tensor([0.5, 0.0]), 1.0)
     met = one.intersect(other)
     assert met.project(torch.tensor([-9.0, 9.0])).tolist() == [-0.5, 1.0]
-    with pytest.raises(ValueError, match="low above high"):
+    with pytest.raises(ValueError, match="nothing in common in 2 of 2 entries"):
         one.intersect(Box(torch.full((2,), 5.0), 1.0))
 
 
