@@ -36,7 +36,7 @@ from recipe.problem import Arguments
 from recipe.setting import Measure, Setting
 from recipe.work import Work
 
-__all__ = ["KernelDatamodel", "KernelRegression", "RandomRemovals", "RemovalKernel", "varying"]
+__all__ = ["KernelDatamodel", "KernelRegression", "RandomRemovals", "RemovalKernel", "Varying"]
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # what is left out, (a, n) and (b, n) -> (a, b); 0 where nothing is
 
@@ -70,11 +70,25 @@ class RandomRemovals:
         return (ranks >= sizes).float()
 
 
-def varying(left: Tensor, right: Tensor) -> Tensor:
-    """`<r, r'> (1 + exp(-5 |r - r'|^2 / n))`: effects of points, a part of which holds for similar sets only."""
-    inner = left @ right.T
-    distance = left.square().sum(1)[:, None] + right.square().sum(1) - 2 * inner
-    return inner * (1 + (-5 / left.shape[1] * distance.clamp_min(0)).exp())
+@dataclass(frozen=True)
+class Varying:
+    """`<r, r'> (1 + exp(-rate |r - r'|^2 / n))`: effects of points, a part of which holds for similar sets only.
+
+    Args:
+        rate: the larger, the more alike sets must be; 0 for effects that do not vary.
+
+    Example:
+        >>> Varying(rate=0.0)(torch.ones(1, 3), torch.eye(3))
+        tensor([[2., 2., 2.]])
+    """
+
+    rate: float = 5.0
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        """`(a, b)`, of what is left out `(a, n)` and `(b, n)`."""
+        inner = left @ right.T
+        distance = left.square().sum(1)[:, None] + right.square().sum(1) - 2 * inner
+        return inner * (1 + (-self.rate / left.shape[1] * distance.clamp_min(0)).exp())
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ class KernelRegression:
 
     Args:
         draw: `setting -> (r, n)` weights of zeros and ones, what to train on: sets like those to ask about.
-        kernel: `(a, n) x (b, n) -> (a, b)` of what is left out, positive definite, 0 where nothing is; `varying`, or
+        kernel: `(a, n) x (b, n) -> (a, b)` of what is left out, positive definite, 0 where nothing is; `Varying`, or
             a `RemovalKernel`, which knows which points are alike.
         noise: added to the kernel's diagonal, times its mean.
         prior: a cheaper estimator, of which only what it leaves unexplained is regressed.
@@ -104,7 +118,7 @@ class KernelRegression:
     """
 
     draw: Callable[[Setting], Tensor] = RandomRemovals(sets=1000)
-    kernel: Kernel = varying
+    kernel: Kernel = Varying()
     noise: float = 0.005
     prior: Estimator | None = None
     seeds: int = 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from applications.data_selection import DataSelection
-from estimators.kernel_regression import KernelRegression, RandomRemovals, RemovalKernel, _Runs, varying
+from estimators.kernel_regression import KernelRegression, RandomRemovals, RemovalKernel, Varying, _Runs
 from estimators.regression import Regression, Ridge
 from recipe import Convex, Logits, Loss, Retrain, solve
 from recipe import batch as batches
@@ -20,6 +20,7 @@ def test_targets_of_the_universe_have_a_kernel_of_their_own():
     generator = torch.Generator().manual_seed(0)
     X, Q = ((torch.rand(r, 12, generator=generator) < 0.3).double() for r in (60, 7))
     Y, own, noise = torch.randn(60, 3, generator=generator, dtype=DOUBLE), torch.tensor([2, -1, 5]), 0.1
+    varying = Varying()
     K, k, level = varying(X, X), varying(Q, X), varying(X, X).diagonal().mean()
     shared, if_left_out = _Runs.of(varying, noise, X).coefficients(Y, own)
     found = k @ shared + Q[:, own.clamp_min(0)] * ((k + level) @ if_left_out)
