@@ -9,9 +9,9 @@ Datamodels are fitted once for all forget sets. The linear one is EK-FAC, correc
 retrainings; what the mere size of the training set does is measured by itself, on 200 random sets of 95 % and 100 of
 all points. The other is a kernel regression on 15 000 sets of the kinds that are asked for (`removals.py`), half of
 them of 40 to 60 points; none is in the tables, and how much the nearest of them overlaps with each forget set is
-printed. Its kernel is learned on 2 000 of these runs. It predicts logits, of which each model's margins are taken:
-their changes are the more nearly linear ones. Fine-tuning towards them takes all points, the forgotten ones ten times;
-that was chosen on one end of the second component that is not in the tables.
+printed. Its kernel is learned on 2 000 of these runs. It predicts logits, of which each model's margins are taken.
+Fine-tuning towards them takes all points, the forgotten ones ten times. Both were chosen on half of the threes and one
+end of the second component, which are not in the tables.
 """
 
 import statistics
