@@ -1,12 +1,13 @@
 """Sets that a provider may be asked to forget: what a datamodel of forgetting is trained on.
 
-A tenth are random; two fifths are random parts of a class; two fifths lie at the end of a random direction among the
-first twenty principal components of the effects; the others are neighbours by their effects. One in ten is two such
-sets together, and half of the ends and neighbourhoods are thinned: random points of up to twice as many.
+Random sets; random parts of a class; ends of a random direction among the first twenty principal components of the
+effects; neighbours by their effects. One in ten is two such sets together, and half of the ends and neighbourhoods are
+thinned: random points of up to twice as many.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from recipe import Setting
 from recipe import batch as batches
 
 COMPONENTS = 20
-SIZES = (10, 100)  # points, the fewest and the most
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +26,15 @@ class Removals:
         effects: `(m, n)`, by which points are alike.
         sets: how many.
         seed: decides which.
+        sizes: the fewest points and the most.
+        shares: how many are random, parts of a class, ends; the others are neighbours.
     """
 
     effects: Tensor
     sets: int
     seed: int
+    sizes: tuple[int, int] = (10, 100)
+    shares: tuple[float, float, float] = (0.10, 0.42, 0.38)
 
     def __call__(self, setting: Setting) -> Tensor:
         """The sets."""
@@ -38,10 +42,12 @@ class Removals:
         columns = columns - columns.mean(0)
         U, S, _ = torch.linalg.svd(columns, full_matrices=False)
         draw = torch.Generator().manual_seed(self.seed)
-        kinds = Kinds(batches.labels(setting.pool), columns, U[:, :COMPONENTS] * S[:COMPONENTS], S[:COMPONENTS], draw)
+        kinds = Kinds(
+            batches.labels(setting.pool), columns, U[:, :COMPONENTS] * S[:COMPONENTS], S[:COMPONENTS], draw, self.shares
+        )
         keep = torch.ones(self.sets, setting.n)
         for row in keep:
-            size = int(torch.randint(SIZES[0], SIZES[1] + 1, (), generator=draw))
+            size = int(torch.randint(self.sizes[0], self.sizes[1] + 1, (), generator=draw))
             if kinds.chance(0.1):
                 for _ in range(2):
                     row[kinds.one(size // 2)] = 0
@@ -59,12 +65,13 @@ class Kinds:
     projections: Tensor
     sizes: Tensor
     draw: torch.Generator
+    shares: tuple[float, float, float]
 
     def one(self, size: int) -> Tensor:
         """Indices of a set of about that size."""
         u = float(torch.rand((), generator=self.draw))
         kind: Callable[[int], Tensor]
-        kind = (self.random, self.part, self.end, self.neighbours)[sum(u >= edge for edge in (0.10, 0.52, 0.90))]
+        kind = (self.random, self.part, self.end, self.neighbours)[sum(u >= edge for edge in accumulate(self.shares))]
         return kind(size)
 
     def random(self, size: int) -> Tensor:
