@@ -243,7 +243,7 @@ def evaluations(
     held_out: Batch,
     forget: Tensor,
     start: list[Parameters],
-    datamodels: Mapping[str, "Datamodel"],
+    datamodels: Mapping[str, Datamodel],
 ) -> dict[str, Evaluation]:
     """Every method on one forget set."""
     whole = batches.concatenate(setting.pool, held_out)
