@@ -37,6 +37,8 @@ def ours(case: Case) -> list[Entry]:
     found = [
         Entry("EKFAC", EKFAC()),
         Entry("EKFAC", EKFAC(), SEVERAL),
+        Entry("EKFAC, independent layers", EKFAC(coupled=False)),
+        Entry("EKFAC, independent layers", EKFAC(coupled=False), SEVERAL),
         Entry("K-FAC", EKFAC(corrected=False)),
         Entry("TRAK 1024", TRAK(1024)),
         Entry("TRAK 1024", TRAK(1024), SEVERAL),
