@@ -45,7 +45,8 @@ def test_few_labels_are_gone_through_where_predictions_are_sure(sharpness):
     p = z.softmax(-1)
     roots = torch.stack(list(ExactFisher().cotangents(setting, z, setting.pool, torch.Generator())), -1)
     left = p.diag_embed() - p[:, :, None] * p[:, None] - roots @ roots.mT
-    assert roots.isfinite().all() and roots.shape[-1] <= 2
+    assert roots.isfinite().all()
+    assert roots.shape[-1] <= 2
     assert left.diagonal(dim1=1, dim2=2).sum() <= NEGLIGIBLE * (p - p.square()).sum()
     assert torch.linalg.eigvalsh(left).min() > -1e-12
 
@@ -53,10 +54,12 @@ def test_few_labels_are_gone_through_where_predictions_are_sure(sharpness):
 def test_curvature_is_that_of_enough_examples(monkeypatch):
     here = point(SETTINGS["mlp"])
     everything, whole = sample(here, 0)
-    assert len(everything) == here.setting.n and whole == 1
+    assert len(everything) == here.setting.n
+    assert whole == 1
     monkeypatch.setattr(_kronecker, "ENOUGH", 4 * here.setting.layers.floats / here.setting.p)
     (basis, whole), (values, _) = sample(here, 0), sample(here, 1)
-    assert len(basis) == len(values) == 5 and basis.tolist() != values.tolist()
+    assert len(basis) == len(values) == 5
+    assert basis.tolist() != values.tolist()
     torch.testing.assert_close(whole * here.shares[basis].sum(), here.shares.sum())
     decomposed, most = (Kronecker().decompose([(1.0, here)]) for _ in range(2))
     torch.testing.assert_close(decomposed.blocks[0].spectrum, most.blocks[0].spectrum)  # the same draw every time
