@@ -24,6 +24,8 @@ from recipe.batch import Batch
 from recipe.losses import IGNORED, CrossEntropy
 from recipe.setting import Setting
 
+NEGLIGIBLE = 1e-2  # of the trace, left out where all labels are gone through
+
 
 class Fisher(Protocol):
     """How the expectation over labels is taken."""
@@ -34,8 +36,9 @@ class Fisher(Protocol):
 
 @dataclass(frozen=True)
 class ExactFisher:
-    """The expectation over all labels: one backward pass a class (or entry of the prediction).
+    """The expectation over all labels: one backward pass a class but one (or an entry of the prediction).
 
+    The likely labels of every example come first, and the passes end where less than `NEGLIGIBLE` of the trace is left.
     In a sequence the positions get random signs, which makes what is between them vanish in expectation.
     """
 
@@ -49,8 +52,8 @@ class ExactFisher:
         if z.ndim > 2:
             signs = torch.randint(0, 2, z.shape[:-1], generator=generator).to(z) * 2 - 1
             scale = scale * signs.unsqueeze(-1)
-        for c in range(z.shape[-1]):
-            yield scale * p[..., c : c + 1].sqrt() * (p - F.one_hot(torch.tensor(c), z.shape[-1]).to(p))
+        for root in _multinomial_roots(p):
+            yield scale * root
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,31 @@ def _scale(p: Tensor, batch: Batch) -> Tensor:
         total = counts.flatten(1).sum(1).clamp_min(1)
         counts = counts / total.view(-1, *[1] * (counts.ndim - 1))
     return counts.sqrt().unsqueeze(-1)
+
+
+def _multinomial_roots(p: Tensor) -> Iterator[Tensor]:
+    """The first columns of the Cholesky factor of `diag(p) - p p^T`, vectors `(..., C)`, likely labels first.
+
+    With labels in the order of their probability and `q_c` the probability of all behind label c, column c is
+    `sqrt(p_c / (q_{c-1} q_c))` times `q_c` at c and `-p` behind. C - 1 columns are all there is; of predictions that
+    are sure, a few leave less than `NEGLIGIBLE` of the trace.
+
+    Reference: Tanabe & Sagae, "An exact Cholesky decomposition and the generalized inverse of the variance-covariance
+    matrix of the multinomial distribution, with applications", J. R. Statist. Soc. B 54, 1992.
+    """
+    tiny = torch.finfo(p.dtype).tiny
+    p, order = p.sort(-1, descending=True)
+    behind = torch.ones(p.shape[-1], p.shape[-1]).to(p).tril()  # sums from a label on
+    rest, squares = p @ behind, p.square() @ behind  # q_{c-1}
+    left = (rest - squares / rest.clamp_min(tiny)).flatten(0, -2).sum(0)  # of the trace, before column c
+    for c in range(p.shape[-1] - 1):
+        if left[c] <= NEGLIGIBLE * left[0]:
+            return
+        root, q = torch.zeros_like(p), rest[..., c + 1 : c + 2].sqrt()
+        share = (p[..., c : c + 1] / rest[..., c : c + 1].clamp_min(tiny)).sqrt()
+        root[..., c : c + 1] = share * q
+        root[..., c + 1 :] = -share * p[..., c + 1 :] / q.clamp_min(tiny)
+        yield torch.zeros_like(p).scatter(-1, order, root)
 
 
 def _roots(setting: Setting, z: Tensor, batch: Batch) -> Tensor:

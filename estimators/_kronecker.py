@@ -40,6 +40,7 @@ from recipe.setting import Parameters, Setting
 from recipe.work import Products
 
 SHARD = 2**10  # examples whose sums are taken together
+ENOUGH = 512  # numbers in the layers for each parameter: the curvature is that of so many examples
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,9 @@ class Kronecker:
     ) -> None:
         """Add the moments (stage 0) or the eigenvalues (1) of all data to the blocks, shard by shard."""
         for portion, point in points:
-            shards = point.shares.nonzero().squeeze(1).split(SHARD)
-            sums = Spread(partial(self._sums, blocks, portion, point, stage), "the curvature's factors")
-            for found in sums(list(enumerate(shards))):
+            used, whole = sample(point, stage)
+            sums = Spread(partial(self._sums, blocks, portion * whole, point, stage), "the curvature's factors")
+            for found in sums(list(enumerate(used.split(SHARD)))):
                 for block, part in zip(blocks, found, strict=True):
                     block.absorb(part)
 
@@ -154,6 +155,22 @@ class Kronecker:
             for block in found:
                 (block.add_eigenvalues if stage else block.add_moments)(pulls, share)
         return [block.sums for block in found]
+
+
+def sample(point: Point, draw: int) -> tuple[Tensor, float]:
+    """Examples that the curvature of a point is taken from, and the total share of all over that of these.
+
+    Where layers are used at many positions, a few hundred examples say as much as all: random ones that leave `ENOUGH`
+    numbers in the layers for each parameter. Eigenvalues want another draw than the basis: among the examples that it
+    was made of, directions that they lack have none.
+    """
+    used, setting = point.shares.nonzero().squeeze(1), point.setting
+    enough = int(ENOUGH * setting.p / setting.layers.floats) + 1
+    if enough >= len(used):
+        return used, 1.0
+    drawn = torch.randperm(len(used), generator=torch.Generator().manual_seed(draw))[:enough].sort().values
+    some = used[drawn.to(used.device)]
+    return some, float(point.shares.sum() / point.shares[some].sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,9 +58,10 @@ class Phase:
     mean: Tensor
     total: Tensor
 
-    def moves(self, setting: Setting, batch: Batch) -> Tensor:
-        """`-(grad l_i - g) / W` of the examples of a batch, `(b, p)`, differentiable in them."""
-        return -(calculus.loss_gradients(setting, self.parameters, batch) - self.mean) / self.total
+    def owed(self, setting: Setting, batch: Batch, queries: Tensor) -> Tensor:
+        """Products of queries `(m, p)` with `-(grad l_i - g) / W` of a batch's examples, `(m, b)`, differentiable."""
+        products = calculus.gradient_products(setting, self.parameters, batch, queries)
+        return ((queries @ self.mean)[:, None] - products) / self.total
 
     def carry(self, gradients: Tensor) -> Tensor:
         """What outputs with these gradients owe to a move in every step, `rate P grad f_j`, `(m, p)`."""
@@ -139,13 +140,13 @@ def unrolled(setting: Setting, runs: list[Trajectory], queries: Sequence[Queries
 
     def effect(batch: Batch) -> Tensor:
         batch = setting.check_added(batch)
-        return torch.stack([query @ phase.moves(setting, batch).T for phase, query in parts]).sum(0)
+        return torch.stack([phase.owed(setting, batch, query) for phase, query in parts]).sum(0)
 
     def on(targets: Any, output: Measure | None) -> LinearDatamodel:
         return unrolled(setting.on(targets, output), runs, queries, at)
 
     with torch.no_grad():
-        effects = collected(effect, calculus.blocks(setting, setting.pool))
+        effects = collected(effect, calculus.multiplied(setting, setting.pool))
     return anchored(setting, [run.end for run in runs], at, effects, effect, on)
 
 

@@ -5,8 +5,9 @@
 with F the true Fisher matrix (for a cross-entropy the Gauss-Newton matrix), each layer's block taken to be diagonal in
 the eigenbasis of Kronecker factors (`estimators/_kronecker.py`).
 
-Cost for each model: two passes over the data a label (or a sample), an eigendecomposition of every factor, one pass for
-the gradients; memory does not grow with n beyond the effects.
+Cost for each model: two passes a label (or a sample) over the data, or over as many examples as say enough where layers
+are used at many positions; an eigendecomposition of every factor; one pass for the gradients. Memory does not grow with
+n beyond the effects.
 
 Reference: Grosse et al., "Studying Large Language Model Generalization with Influence Functions", 2023,
 arXiv:2308.03296.

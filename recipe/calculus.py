@@ -302,6 +302,13 @@ def pushed(setting: Setting, at: Parameters, function: Callable[[Parameters], Te
 
 def pulled(setting: Setting, at: Parameters, function: Callable[[Parameters], Tensor], values: Tensor) -> Tensor:
     """Gradients of weighted sums of a function's values, `(k, values) -> (k, p)`."""
+    if len(values) == 1 and not values.requires_grad:  # twice as fast as under `vmap`
+        with torch.enable_grad():
+            theta = setting.flat(at).detach().requires_grad_()
+            value = function(setting.unflat(theta, at))
+            if not value.requires_grad:  # a measure that jumps, such as the accuracy
+                return torch.zeros_like(theta)[None]
+            return torch.autograd.grad(value, theta, values[0])[0][None]
     pull = vjp(lambda t: function(setting.unflat(t, at)), setting.flat(at))[1]
     return vmap(lambda v: pull(v)[0])(values)
 
@@ -332,6 +339,12 @@ def factored(setting: Setting, batch: Batch, copies: int = 1) -> list[Batch]:
     """The batch in parts whose layers' inputs and outputs, `copies` of them, fit the cache (see `recipe/layers.py`)."""
     rows = max(1, CACHE_BYTES // (4 * copies * setting.layers.floats))
     return [batches.take(batch, slice(i, i + rows)) for i in range(0, batches.size(batch), rows)]
+
+
+def multiplied(setting: Setting, batch: Batch) -> list[Batch]:
+    """The batch in parts for products with its examples' gradients, which `blocks` keeps small and `factored` fast."""
+    small, fast = blocks(setting, batch), factored(setting, batch) if setting.layers.covered else []
+    return max(small, fast, key=len)
 
 
 def passes(setting: Setting, batch: Batch) -> list[Batch]:

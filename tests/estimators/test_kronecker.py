@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from estimators._fisher import ExactFisher, SampledFisher
-from estimators._kronecker import Kronecker
+from estimators import _kronecker
+from estimators._fisher import NEGLIGIBLE, ExactFisher, SampledFisher
+from estimators._kronecker import Kronecker, sample
 from estimators.ekfac import EKFAC
 from estimators.influence import Influence
 from recipe import CG, GaussNewton, Newton, Setting, SquaredError
@@ -35,6 +36,33 @@ def test_fisher_is_the_gauss_newton_matrix(setting):
     exact, sampled = (gradients(fisher, here) for fisher in (ExactFisher(), SampledFisher(samples=3000)))
     torch.testing.assert_close(exact.T @ exact, expected)
     assert (sampled.T @ sampled - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0, 1000.0])
+def test_few_labels_are_gone_through_where_predictions_are_sure(sharpness):
+    setting = SETTINGS["mlp"]
+    z = sharpness * torch.randn(setting.n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = z.softmax(-1)
+    roots = torch.stack(list(ExactFisher().cotangents(setting, z, setting.pool, torch.Generator())), -1)
+    left = p.diag_embed() - p[:, :, None] * p[:, None] - roots @ roots.mT
+    assert roots.isfinite().all()
+    assert roots.shape[-1] <= 2
+    assert left.diagonal(dim1=1, dim2=2).sum() <= NEGLIGIBLE * (p - p.square()).sum()
+    assert torch.linalg.eigvalsh(left).min() > -1e-12
+
+
+def test_curvature_is_that_of_enough_examples(monkeypatch):
+    here = point(SETTINGS["mlp"])
+    everything, whole = sample(here, 0)
+    assert len(everything) == here.setting.n
+    assert whole == 1
+    monkeypatch.setattr(_kronecker, "ENOUGH", 4 * here.setting.layers.floats / here.setting.p)
+    (basis, whole), (values, _) = sample(here, 0), sample(here, 1)
+    assert len(basis) == len(values) == 5
+    assert basis.tolist() != values.tolist()
+    torch.testing.assert_close(whole * here.shares[basis].sum(), here.shares.sum())
+    decomposed, most = (Kronecker().decompose([(1.0, here)]) for _ in range(2))
+    torch.testing.assert_close(decomposed.blocks[0].spectrum, most.blocks[0].spectrum)  # the same draw every time
 
 
 def test_fisher_of_a_sequence_is_in_expectation_the_gauss_newton_matrix():

@@ -16,6 +16,20 @@ from recipe.datamodel import LinearDatamodel
 from recipe.scores import CAPTUM_INFLUENCE, CAPTUM_TRACIN
 
 
+class _Loss(nn.Module):
+    """The setting's loss, which the library wants as a module that says how it is reduced."""
+
+    reduction = "sum"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.setting = setting
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """The sum over a batch."""
+        return self.setting.loss(z, (z, y)).sum()
+
+
 @dataclass(frozen=True)
 class CaptumTracIn:
     """TracInCP along a run."""
@@ -33,7 +47,7 @@ class CaptumTracIn:
 
             work = TracInCP(
                 blank(setting), examples(setting.pool), paths, load, batch_size=setting.n,
-                loss_fn=nn.CrossEntropyLoss(reduction="sum"), sample_wise_grads_per_batch=True,
+                loss_fn=_Loss(setting), sample_wise_grads_per_batch=True,
             )  # fmt: skip
             return of_losses(work.influence(setting.probe).detach(), CAPTUM_TRACIN, setting)
 
