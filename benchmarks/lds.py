@@ -9,6 +9,7 @@ from estimators.influence import Influence
 from estimators.random import Random
 from estimators.regression import Regression
 from estimators.similarity import Similarity
+from estimators.tangent_kernel import TangentKernel
 from recipe import CG, Retrain, Setting, SizeCorrected, random_subsets
 from recipe.digits import LOGISTIC_SGD, MLP_SGD, load_digits, logistic, mlp
 from recipe.lds import score
@@ -21,6 +22,8 @@ ESTIMATORS = {
         Influence(inverse=CG(tolerance=1e-2), models=5),
         EKFAC(models=5),
         EKFACCG(models=5),
+        TangentKernel(),
+        TangentKernel(models=5),
         Regression(subsets=500),
         Regression(subsets=2000),
         Regression(subsets=500, prior=EKFAC(models=5)),

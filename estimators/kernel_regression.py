@@ -11,7 +11,12 @@ out. That is what it takes where forgetting moves the outputs far: of half a cla
 first. Predictions are good near the sets that were drawn, and fall back to the prior far from them.
 
 An output that is measured on a training point is another function once that point is left out. So for targets that are
-in the universe the kernel is `k(r, r') + r_i r'_i (k(r, r') + mean(diag K))`, with i the target's own place.
+in the universe the kernel is `k(r, r') + r_i r'_i (k(r, r') + mean(diag K))`, with i the target's own place; unless
+`own` says that the prior knows this, which saves most of the time: the cubes of how often each such point is left out.
+
+With seeds enough, `spread` is predicted too: how the standard deviation over seeds changes. Leaving run k out of the
+regression, `e_k` is what it missed, and `e_k + Y_full[seed of k] - mean Y_full` varies as the outputs do; its squares,
+less the variance of the prediction, are regressed in the same way with more noise.
 
 Reference: Saunders, Gammerman & Vovk, "Ridge Regression Learning Algorithm in Dual Variables", ICML 1998; regression on
 retrainings is Ilyas et al., "Datamodels", 2022, arXiv:2202.00622. Deviations: the sets are drawn as they will be asked
@@ -21,6 +26,7 @@ prior. Cost: the retrainings, and the cube of their number.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +43,10 @@ from recipe.setting import Measure, Setting
 from recipe.work import Work
 
 __all__ = ["KernelDatamodel", "KernelRegression", "RandomRemovals", "RemovalKernel", "Varying"]
+
+WIDE = 12_000  # runs, at most, that say how the spread over seeds changes
+ROUGH = 16.0  # noise of a squared deviation, in units of the kernel's mean diagonal
+MOST = 10.0  # factor by which a variance is thought to change
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # what is left out, (a, n) and (b, n) -> (a, b); 0 where nothing is
 
@@ -103,6 +113,8 @@ class KernelRegression:
         prior: a cheaper estimator, of which only what it leaves unexplained is regressed.
         seeds: run k trains with the seed `seed + k % seeds`, and each of these seeds once on all points.
         seed: the first.
+        own: whether targets that are in the universe have a kernel of their own.
+        precision: in which to solve; the kernel of 30 000 runs takes three times 3.6 GB in single precision.
 
     Raises:
         ValueError: no noise, or no seeds.
@@ -123,6 +135,8 @@ class KernelRegression:
     prior: Estimator | None = None
     seeds: int = 1
     seed: int = 0
+    own: bool = True
+    precision: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
         if not self.noise > 0 or self.seeds < 1:
@@ -131,7 +145,7 @@ class KernelRegression:
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""
         runs = len(self.draw(setting))
-        machine = Machine.of(torch.zeros((), dtype=torch.float64))
+        machine = Machine.of(torch.zeros((), dtype=self.precision))
         prior = Cost() if self.prior is None else cost_of(self.prior, setting)
         solved = 3 * machine.cholesky(runs) + machine.cholesky(runs, setting.m)
         return prior + Work(setting).retraining(runs + self.seeds) + solved
@@ -172,12 +186,14 @@ class _Runs:
         left_out: `(r, n)`.
         K: `(r, r)`, their kernel.
         level: the mean of its diagonal.
+        noise: in units of it.
         inverse: of the kernel with the noise.
     """
 
     left_out: Tensor
     K: Tensor
     level: Tensor
+    noise: float
     inverse: Tensor
 
     @classmethod
@@ -185,28 +201,68 @@ class _Runs:
         """By one factorisation."""
         K = kernel(left_out, left_out)
         level = K.diagonal().mean()
-        noisy = K.clone()
-        noisy.diagonal().add_(noise * level)
-        return cls(left_out, K, level, torch.cholesky_inverse(torch.linalg.cholesky(noisy)))
+        factor = K.clone()
+        factor.diagonal().add_(noise * level)
+        torch.linalg.cholesky(factor, out=factor)
+        return cls(left_out, K, level, noise, torch.cholesky_inverse(factor))
 
-    def coefficients(self, changes: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the runs `(r, m)`: what they say by the kernel, and what by the own one where the target is left out.
+    def coefficients(self, changes: Tensor, own: Tensor) -> "_Coefficients":
+        """Regress.
 
         Args:
             changes: `(r, m)`.
             own: `(m,)` places of the targets in the universe, or -1.
         """
-        shared, if_left_out = self.inverse @ changes, torch.zeros_like(changes)
+        shared, diagonal = self.inverse @ changes, self.inverse.diagonal()[:, None]
+        if not (own >= 0).any():
+            return _Coefficients(shared, None, diagonal)
+        if_left_out, diagonal = torch.zeros_like(changes), diagonal.repeat(1, changes.shape[1])
         for place in own[own >= 0].unique():
             runs, outputs = self.left_out[:, place].nonzero().squeeze(1), (own == place).nonzero().squeeze(1)
             # K + P M P^T, with P the runs that left the target out: Woodbury, by blocks of the inverse that is there.
             rows = self.inverse[runs]
-            M = self.K[runs[:, None], runs] + self.level
-            system = torch.eye(len(runs)).to(M) + rows[:, runs] @ M
-            b = torch.linalg.solve(system, shared[runs[:, None], outputs])
+            M, R = self.K[runs[:, None], runs] + self.level, rows[:, runs]
+            system = torch.eye(len(runs)).to(M) + R @ M
+            solved = torch.linalg.solve(system, torch.cat([shared[runs[:, None], outputs], R], 1))
+            b = solved[:, : len(outputs)]
             shared[:, outputs] -= rows.T @ (M @ b)
             if_left_out[runs[:, None], outputs] = b
-        return shared, if_left_out
+            diagonal[runs[:, None], outputs] = solved[:, len(outputs) :].diagonal()[:, None]
+        return _Coefficients(shared, if_left_out, diagonal)
+
+    def spread(self, of_runs: "_Coefficients", seeds: Tensor) -> Tensor:
+        """Coefficients of the first runs for the variance over seeds, less 1, in units of that on all points.
+
+        Args:
+            of_runs: of the changes.
+            seeds: `(r, m)`, outputs of each run's seed on all points, less their mean.
+        """
+        missed = of_runs.shared / of_runs.diagonal  # by a regression without that run
+        unit = (missed.square() * of_runs.diagonal).mean(0)
+        uncertain = unit * (1 / of_runs.diagonal - self.noise * self.level).clamp_min(0)
+        square = ((missed + seeds).square() - uncertain)[:WIDE] / seeds.square().mean(0)
+        return torch.cholesky_solve((square - 1).clamp_max(MOST), self._rough)
+
+    @cached_property
+    def _rough(self) -> Tensor:
+        factor = self.K[:WIDE, :WIDE].clone()
+        factor.diagonal().add_(ROUGH * self.level)
+        return torch.linalg.cholesky(factor)
+
+
+@dataclass(frozen=True, eq=False)
+class _Coefficients:
+    """Of the runs.
+
+    Args:
+        shared: `(r, m)`, what they say by the kernel.
+        if_left_out: and what by the own one, where the target is left out; None where no target has one.
+        diagonal: `(r, m)` or `(r, 1)`, of the inverse of each output's kernel with the noise.
+    """
+
+    shared: Tensor
+    if_left_out: Tensor | None
+    diagonal: Tensor
 
 
 class KernelDatamodel(OutputFunction):
@@ -227,10 +283,10 @@ class KernelDatamodel(OutputFunction):
         seeds = range(estimator.seed, estimator.seed + estimator.seeds)
         full = training(torch.ones_like(sets[:1]).expand(len(seeds), -1), seeds)  # (seeds, m)
         of_run = torch.arange(len(sets)) % len(seeds)
-        changes = (training(sets, [seeds[int(k)] for k in of_run]) - full[of_run]).double()
+        changes = (training(sets, [seeds[int(k)] for k in of_run]) - full[of_run]).to(estimator.precision)
         self._full = full.mean(0)
-        self._all = training.spread(torch.ones_like(sets[0]).double())
-        left_out = training.spread(1 - sets.double())  # (r, n)
+        self._all = training.spread(torch.ones_like(sets[0], dtype=estimator.precision))
+        left_out = training.spread(1 - sets.to(estimator.precision))  # (r, n)
         self._runs = runs or _Runs.of(estimator.kernel, estimator.noise, left_out)
         self._scale = torch.zeros_like(changes[0])
         if prior is not None:
@@ -238,8 +294,12 @@ class KernelDatamodel(OutputFunction):
             power = known.square().sum(0)
             self._scale = torch.where(power > 0, (known * changes).sum(0) / power, 0)
             changes = changes - self._scale * known
-        self._own = own_places(setting, self.m)
-        self._shared, self._if_left_out = self._runs.coefficients(changes, self._own)
+        self._own = own_places(setting, self.m) if estimator.own else torch.full((self.m,), -1)
+        found = self._runs.coefficients(changes, self._own)
+        self._shared, self._if_left_out = found.shared, found.if_left_out
+        self._spread = None
+        if len(seeds) > 1:
+            self._spread = self._runs.spread(found, (full - self._full)[of_run].to(changes))
 
     def __call__(self, weights: Any, added: Batch | None = None) -> Tensor:
         """Predicted outputs `(..., m)`.
@@ -258,10 +318,26 @@ class KernelDatamodel(OutputFunction):
         rows = w.reshape(-1, self.n)
         out = self._all - rows
         k = self._estimator.kernel(out, runs.left_out)  # (rows, r)
-        change = k @ self._shared + out[:, self._own.clamp_min(0)] * ((k + runs.level) @ self._if_left_out)
+        change = k @ self._shared
+        if self._if_left_out is not None:
+            change = change + out[:, self._own.clamp_min(0)] * ((k + runs.level) @ self._if_left_out)
         if self._prior is not None:
             change = change + self._scale * self._known(rows)
         return (self._full + change.to(self._full)).view(*w.shape[:-1], self.m)
+
+    def spread(self, weights: Any) -> Tensor:
+        """Predicted standard deviations of the outputs over seeds `(..., m)`, in units of those on all points.
+
+        Raises:
+            ValueError: the estimator has one seed only.
+        """
+        if self._spread is None:
+            raise ValueError("A spread over seeds needs several of them; pass seeds=100, say, to KernelRegression.")
+        w = self._setting.check_weights(weights).to(self._all)
+        out = self._all - w.reshape(-1, self.n)
+        k = self._estimator.kernel(out, self._runs.left_out[:WIDE])
+        variance = (1 + k @ self._spread).clamp(1 / MOST, MOST)
+        return variance.sqrt().to(self._full).view(*w.shape[:-1], self.m)
 
     def on(self, targets: Any = None, output: Measure | None = None) -> "KernelDatamodel":
         """The same runs, measured on other targets or by another output."""
@@ -276,7 +352,7 @@ class KernelDatamodel(OutputFunction):
     def _known(self, weights: Tensor) -> Tensor:
         """The changes that the prior predicts, `(r, m)`."""
         assert self._prior is not None
-        return (self._prior(weights) - self._prior(self._all)).double()
+        return (self._prior(weights) - self._prior(self._all)).to(self._all)
 
 
 def own_places(setting: Setting, m: int) -> Tensor:

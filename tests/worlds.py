@@ -29,6 +29,7 @@ from estimators.representer_points import RepresenterPoints
 from estimators.simfluence import Simfluence
 from estimators.similarity import Similarity
 from estimators.source import SOURCE
+from estimators.tangent_kernel import TangentKernel
 from estimators.tracin import GradCos, GradDot, TracIn
 from estimators.train_loss import TrainLoss
 from estimators.trak import TRAK
@@ -133,6 +134,7 @@ ESTIMATORS = [
     Regression(subsets=60, prior=Influence()),
     KernelRegression(RandomRemovals(sets=60, share=0.5)),
     KernelRegression(RandomRemovals(sets=60, share=0.5), prior=Influence()),
+    TangentKernel(l2=1e-2, steps=20),
     EmpiricalInfluence(subsets=60),
     Banzhaf(subsets=60),
     DataShapley(permutations=2),

@@ -21,6 +21,7 @@ from estimators.regression import Regression
 from estimators.simfluence import Simfluence
 from estimators.similarity import Similarity
 from estimators.source import SOURCE
+from estimators.tangent_kernel import TangentKernel
 from estimators.tracin import GradDot, TracIn
 from recipe import Calibrated, Hessian, LiSSA, Loss, Newton, Objective, Retrain, TopMargin, random_subsets
 from recipe import batch as batches
@@ -38,7 +39,7 @@ def effects(f_hat):
 
 def suited(estimator, setting):
     """The estimator with what this world needs, or a skip."""
-    if isinstance(estimator, (Similarity, KNN, KNNShapley)) and setting not in CLASSIFIERS.values():
+    if isinstance(estimator, (Similarity, KNN, KNNShapley, TangentKernel)) and setting not in CLASSIFIERS.values():
         pytest.skip("compares classes; this world is a regression")
     if isinstance(estimator, STEPS) and isinstance(setting.algorithm, Newton):
         pytest.skip("follows the steps of a run; this world is solved exactly")

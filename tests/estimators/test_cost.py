@@ -7,13 +7,14 @@ from estimators.kernel_regression import KernelRegression
 from estimators.regression import Regression
 from estimators.representer_points import RepresenterPoints
 from estimators.simfluence import Simfluence
+from estimators.tangent_kernel import TangentKernel
 from recipe import CG, SGD, Arnoldi, LiSSA, Nystroem, Woodbury, cost_of, work
 from recipe.cost import metered
 from tests.estimators.test_conformance import suited
 from tests.worlds import ESTIMATORS, SETTINGS, small_mlp
 
 # What they do follows from the trained model or from their own results, so that it can only be guessed before.
-GUESSED = (DataShapley, RepresenterPoints, Regression, KernelRegression, Simfluence)
+GUESSED = (DataShapley, RepresenterPoints, Regression, KernelRegression, Simfluence, TangentKernel)
 SOLVERS = (CG, LiSSA, Arnoldi, Nystroem, Woodbury)  # with a factorisation, or as many products as it takes
 ONE_OF_A_KIND = {(type(e), type(getattr(e, "inverse", None))): e for e in ESTIMATORS}.values()
 

@@ -22,13 +22,15 @@ def test_targets_of_the_universe_have_a_kernel_of_their_own():
     Y, own, noise = torch.randn(60, 3, generator=generator, dtype=DOUBLE), torch.tensor([2, -1, 5]), 0.1
     varying = Varying()
     K, k, level = varying(X, X), varying(Q, X), varying(X, X).diagonal().mean()
-    shared, if_left_out = _Runs.of(varying, noise, X).coefficients(Y, own)
-    found = k @ shared + Q[:, own.clamp_min(0)] * ((k + level) @ if_left_out)
+    of_runs = _Runs.of(varying, noise, X).coefficients(Y, own)
+    found = k @ of_runs.shared + Q[:, own.clamp_min(0)] * ((k + level) @ of_runs.if_left_out)
     for j, place in enumerate(own.tolist()):
         here, there = (X[:, place], Q[:, place]) if place >= 0 else (X[:, 0] * 0, Q[:, 0] * 0)
         dense, between = K + torch.outer(here, here) * (K + level), k + torch.outer(there, here) * (k + level)
-        wanted = between @ torch.linalg.solve(dense + noise * level * torch.eye(60, dtype=DOUBLE), Y[:, j])
-        torch.testing.assert_close(found[:, j], wanted)
+        inverse = torch.linalg.inv(dense + noise * level * torch.eye(60, dtype=DOUBLE))
+        torch.testing.assert_close(found[:, j], between @ inverse @ Y[:, j])
+        exact = here > 0 if place >= 0 else here == 0  # the others' diagonal is the shared kernel's, which is near
+        torch.testing.assert_close(of_runs.diagonal[exact, j], inverse.diagonal()[exact])
 
 
 def test_a_class_that_goes_is_predicted_better_than_by_a_linear_datamodel():
@@ -80,6 +82,34 @@ def test_a_learned_kernel_knows_which_points_are_alike():
     shares = kernel.inner.sum(0) * sizes
     assert shares[1] > 10 * shares[0]
     assert 0.3 < noise * kernel(X, X).diagonal().mean() < 3
+
+
+def test_the_spread_over_seeds_is_predicted():
+    """Runs of no training at all: seeds are noise, which halves as the first point goes."""
+    generator = torch.Generator().manual_seed(0)
+    X = (torch.rand(800, 12, generator=generator) < 0.3).double()
+    start, again = (torch.randn(800, 3, generator=generator, dtype=DOUBLE) for _ in range(2))
+    gone = X[:, :1]
+    outputs = X @ torch.randn(12, 3, generator=generator, dtype=DOUBLE) + torch.where(gone > 0, 0.5 * again, again)
+    runs = _Runs.of(Varying(rate=0.0), 0.05, X)
+    coefficients = runs.spread(runs.coefficients(outputs - start, torch.full((3,), -1)), start)
+    variance = 1 + runs.K @ coefficients
+    assert (variance[X[:, 0] > 0] < 0.7 * variance[X[:, 0] == 0].mean()).double().mean() > 0.9
+    setting = small_mlp()
+    f_hat = KernelRegression(RandomRemovals(sets=60), seeds=20).fit(setting)
+    torch.testing.assert_close(f_hat.spread(ONES), torch.ones(f_hat.m, dtype=DOUBLE))
+    assert f_hat.spread(torch.stack([ONES, 1 - 0.1 * ONES])).shape == (2, f_hat.m)
+    with pytest.raises(ValueError, match="needs several of them"):
+        KernelRegression(RandomRemovals(sets=20)).fit(setting).spread(ONES)
+
+
+def test_a_geometry_may_be_a_function_of_what_is_left_out():
+    generator = torch.Generator().manual_seed(0)
+    F, X = torch.randn(12, 3, generator=generator), (torch.rand(600, 12, generator=generator) < 0.3).float()
+    weights = (torch.rand(2, 1, generator=generator), torch.rand(2, 1, generator=generator))
+    by_points, by_sets = RemovalKernel((F,), *weights), RemovalKernel((lambda r: r @ F,), *weights)
+    torch.testing.assert_close(by_sets(X, X), by_points(X, X))  # more than one tile
+    torch.testing.assert_close(by_sets(X[:5], X), by_points(X, X)[:5])
 
 
 def test_refusals():

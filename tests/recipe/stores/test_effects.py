@@ -27,6 +27,7 @@ from estimators.newton_step import NewtonStep
 from estimators.regression import Lasso, Regression, Ridge
 from estimators.simfluence import Simfluence
 from estimators.similarity import Similarity
+from estimators.tangent_kernel import TangentKernel
 from estimators.tracin import GradDot
 from recipe import (
     Bank,
@@ -69,7 +70,7 @@ def _small_blocks(monkeypatch):
 
 
 SLOW = (DataShapley, Banzhaf, EmpiricalInfluence, ExactShapley)  # retraining on subsets
-NOT_LINEAR = (AdjointInfluence, NewtonStep, KNN, Simfluence, KernelRegression)
+NOT_LINEAR = (AdjointInfluence, NewtonStep, KNN, Simfluence, KernelRegression, TangentKernel)
 MADE_OF_OTHERS = (Calibrated, Ensembling, Scaling, SizeCorrecting)
 FEW = [DataShapley(2), Banzhaf(20), EmpiricalInfluence(20)]
 FEW_KINDS = tuple(map(type, FEW))
