@@ -245,7 +245,7 @@ def test_what_is_complete_is_not_computed_again(tmp_path, monkeypatch):
     path, setting = tmp_path / "effects", small_mlp()
     whole = Stored(GradDot(), path).fit(setting).effects[:]
     (path / "c/0/2").unlink()
-    with pytest.raises(DamagedError, match="lacks 1 of 6 blocks, the first of training point 14"):
+    with pytest.raises(DamagedError, match="lacks 1 of 40 blocks, the first of training point 2"):
         Effects(path)
     before = {p: p.stat().st_mtime_ns for p in path.glob("c/0/*")}
     assert torch.equal(Stored(GradDot(), path).fit(setting).effects[:], whole)
@@ -259,7 +259,7 @@ def test_damage_is_named_and_redone_on_request(tmp_path):
     chunk = path / "c/0/3"
     for data in (chunk.read_bytes()[:-3], bytes(len(chunk.read_bytes()))):
         chunk.write_bytes(data)
-        with pytest.raises(DamagedError, match=r"1 of 6 blocks are damaged: .*/c/0/3.*redo=True"):
+        with pytest.raises(DamagedError, match=r"1 of 40 blocks are damaged: .*/c/0/3.*redo=True"):
             f_hat(W)
         assert torch.equal(Stored(GradDot(), path, redo=True).fit(setting).effects[:], whole)
 
