@@ -27,6 +27,7 @@ from estimators.random import Random
 from estimators.regression import Regression
 from estimators.similarity import Similarity
 from estimators.source import SOURCE
+from estimators.tangent_kernel import TangentKernel
 from estimators.tracin import TracIn
 from estimators.train_loss import TrainLoss
 from estimators.trak import TRAK
@@ -88,6 +89,8 @@ def ours(case: Case) -> list[Entry]:
         ]
     if case.name == "digits logistic":
         found += [Entry("Influence, dense", Influence())]
+    if case.name.startswith(("digits", "CIFAR")):  # gradients of all logits of the others do not fit
+        found += [Entry("TangentKernel", TangentKernel()), Entry("TangentKernel", TangentKernel(), SEVERAL)]
     if case.name.startswith("digits"):
         found += [
             Entry("EKFACCG", EKFACCG()),
