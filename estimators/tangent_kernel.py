@@ -58,6 +58,9 @@ class TangentKernel:
         steps: from the first fit.
         seed: of the first model.
 
+    Raises:
+        ValueError: no features, no steps, or a negative l2.
+
     Example:
         >>> from recipe import Newton, Retrain, Setting, lds, random_subsets
         >>> _ = torch.manual_seed(0)
@@ -73,6 +76,10 @@ class TangentKernel:
     l2: float = 2e-5
     steps: int = 60
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.steps < 1 or self.l2 < 0:
+            raise ValueError(f"TangentKernel needs rank and steps from 1 on and l2 from 0; got {self}.")
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""

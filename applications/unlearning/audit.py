@@ -71,12 +71,13 @@ def audit(forgetter: Audited, n: int, klom_from: int) -> Audit:
     setting, keep = forgetter.setting, forgetter.keep
     forget = (keep == 0).nonzero().squeeze(1)
     f = forgetter.retrained(range(FIRST_SEED, FIRST_SEED + n))
+    untouched = forgetter.method.start(forgetter.deployed).parameters
     found: dict[str, tuple[float, float, float]] = {}
     for name, data in zip(SPLITS, split(setting, forget), strict=True):
         oracles = f.on(data).per_seed(keep)  # (n, m)
         there = setting.on(data)
         with torch.no_grad():
-            now, before = (there.outputs(theta) for theta in (forgetter.parameters, forgetter.deployed.parameters))
+            now, before = (there.outputs(theta) for theta in (forgetter.parameters, untouched))
         mean = oracles.mean(0)
         others = (n * mean - oracles) / (n - 1)
         found[name] = (

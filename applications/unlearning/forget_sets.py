@@ -15,7 +15,8 @@ from torch import Tensor
 from recipe import batch as batches
 from recipe.setting import Setting
 
-ForgetSets = Tensor | Sequence[Tensor]  # one set: indices or (n,) booleans; k sets: a list, or (k, n) booleans
+# one set: indices or (n,) booleans; k sets: a list of such, or (k, n) booleans
+ForgetSets = Tensor | Sequence[int] | Sequence[Tensor]
 
 
 def points(forget: Any, n: int) -> Tensor:
@@ -50,7 +51,7 @@ def points(forget: Any, n: int) -> Tensor:
 
 def retained(forget: ForgetSets, n: int) -> Tensor:
     """The weights without a forget set: `(n,)` zeros and ones, `(k, n)` for k sets. Raises as `points`."""
-    if isinstance(forget, Tensor) and forget.ndim < 2:
+    if not many(forget):
         return torch.ones(n).index_fill(0, points(forget, n), 0.0)
     if not len(forget):
         raise ValueError("Expected at least one forget set; got none.")
@@ -59,6 +60,13 @@ def retained(forget: ForgetSets, n: int) -> Tensor:
     w = torch.ones(len(columns), n)
     w[rows, torch.cat(columns)] = 0.0
     return w
+
+
+def many(forget: ForgetSets) -> bool:
+    """Whether these are several forget sets: `(k, n)` booleans or a sequence of sets, not of indices or booleans."""
+    if isinstance(forget, Tensor):
+        return forget.ndim == 2
+    return not len(forget) or isinstance(forget[0], Sequence) or getattr(forget[0], "ndim", 0) > 0
 
 
 def where(setting: Setting, predicate: Callable[[Any], bool]) -> Tensor:
@@ -99,9 +107,8 @@ def of_group(groups: Sequence[Any] | Tensor, *names: Any) -> Tensor:
     absent = [name for name in names if name not in owners]
     if absent or not names:
         known = ", ".join(str(g) for g in list(dict.fromkeys(owners))[:5])
-        raise ValueError(
-            f"There is no point of the group {absent[0] if absent else 'that was not named'!r}; {known}..."
-        )
+        what = f"There is no point of the group {absent[0]!r}" if absent else "Name the groups to forget"
+        raise ValueError(f"{what}; there are {known}...")
     return _some(torch.tensor([owner in names for owner in owners]), "lies in the groups")
 
 
@@ -152,12 +159,14 @@ def stream(n: int, requests: int, size: int | tuple[int, int], seed: int = 0) ->
         seed: decides which.
 
     Raises:
-        ValueError: more points than there are, one of which must stay.
+        ValueError: sizes below 1 or in the wrong order, or more points than there are, one of which must stay.
     """
     generator = torch.Generator().manual_seed(seed)
     low, high = (size, size) if isinstance(size, int) else size
+    if not 1 <= low <= high:
+        raise ValueError(f"Expected sizes from 1 on, the fewest points first; got {size}.")
     sizes = torch.randint(low, high + 1, (requests,), generator=generator).tolist()
-    if low < 1 or sum(sizes) >= n:
+    if sum(sizes) >= n:
         raise ValueError(f"{requests} requests of {low} to {high} points ask for {sum(sizes)} of {n}; one must stay.")
     order = torch.randperm(n, generator=generator)
     return (part.sort().values for part in order[: sum(sizes)].split(sizes))

@@ -10,6 +10,7 @@ points that were forgotten (a certified one of their order, which the journal ke
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import secrets
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from applications.unlearning import audit as audits
 from applications.unlearning.deployed import Deployed, Method, Unlearned
-from applications.unlearning.journal import Journal
+from applications.unlearning.journal import Journal, sync_folder
 from applications.unlearning.receipt import Receipt, new_id
 from recipe import batch as batches
 from recipe.batch import Batch
@@ -195,7 +196,7 @@ class Forgetter:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
     def _checked(self, ids: Iterable[int] | Tensor) -> list[int]:
-        points = sorted({int(i) for i in ids})
+        points = sorted({_index(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)})
         outside = [i for i in points if not 0 <= i < self.setting.n]
         if outside or not points:
             raise UnknownPointError(
@@ -233,10 +234,10 @@ class Forgetter:
         if len(taken) > len(self._owner):
             now = self.method.forget(self.deployed, now, self._keep(taken))
         said = {"parameters": _digest(now.parameters), **summary(now.report)}
-        receipts = [replace(draft, model=said) for draft in drafts]
+        receipts, serving = [replace(draft, model=said) for draft in drafts], self._module(now)
         if self._journal is not None:
             self._journal.append([{"batch": [receipt.json() for receipt in receipts]}])
-        self._now, self._owner, self._serving = now, taken, self._module(now)
+        self._now, self._owner, self._serving = now, taken, serving
         self._receipts.update({receipt.id: receipt for receipt in receipts})
 
     def _replay(self) -> None:
@@ -270,13 +271,15 @@ class Forgetter:
         """The deployed model, from the store, the setting or training, with the datamodel that is fitted to it."""
         header = {
             "universe": batches.content_hash(self.setting.pool),
+            "model": {name: list(t.shape) for name, t in self.setting.initial(0).items()},
+            "loss": _described(self.setting.loss),
             "algorithm": _described(self.setting.algorithm),
             "method": _described(self.method),
             "estimator": _described(self.estimator),
             "seed": seed,
         }
         before = self._journal.records[0]["header"] if self._journal and self._journal.records else None
-        different = [key for key in header if before is not None and before[key] != header[key]]
+        different = [key for key in header if before is not None and key in before and before[key] != header[key]]
         if before is not None and different:
             raise ValueError(
                 f"{self._store} holds the requests of another {' and '.join(different)}: {before[different[0]]} there, "
@@ -291,11 +294,17 @@ class Forgetter:
 
     def _base(self, seed: int) -> Parameters:
         path = None if self._store is None else self._store / "deployed.npz"
+        points = self.setting.checkpoints
         if path is not None and path.exists():
             with np.load(path, allow_pickle=False) as arrays:
                 like = self.setting.initial(0)
-                return {name: torch.from_numpy(arrays[name]).to(t) for name, t in like.items()}
-        points = self.setting.checkpoints
+                stored = {name: torch.from_numpy(arrays[name]).to(t) for name, t in like.items()}
+            if points and _digest(points[0].parameters) != _digest(stored):
+                raise ValueError(
+                    f"{self._store} holds the requests of another deployed model than the setting's checkpoint. Choose "
+                    "another store."
+                )
+            return stored
         parameters = (
             points[0].parameters
             if points
@@ -308,7 +317,17 @@ class Forgetter:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
+            sync_folder(path.parent)
         return parameters
+
+
+def _index(value: Any) -> int:
+    """One id. Raises where it is no whole number: `int(True)` and `int(1.7)` would forget the wrong point."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise UnknownPointError(
+            f"Ids are whole numbers; got {value!r}. Of a mask, pass mask.nonzero().squeeze(1), or points(mask, n)."
+        )
+    return operator.index(value)
 
 
 def _described(value: Any) -> Any:

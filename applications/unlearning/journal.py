@@ -38,7 +38,7 @@ class Journal:
                 f"{self.path} is open in another process; two of them would forget past each other. Stop that one."
             ) from None
         self.records = self._recover()
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write records and wait until the disk has them, all in one go."""
@@ -88,7 +88,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return dict(json.loads(text))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring what was made or renamed in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from applications.unlearning.deployed import Deployed, FromDeployed
+from applications.unlearning.deployed import Deployed, FromDeployed, Unlearned
 from applications.unlearning.forget_sets import retained as weights_without
 from recipe import batch as batches
 from recipe.algorithms import AdamW, Algorithm
@@ -37,6 +37,11 @@ class DatamodelMatching(FromDeployed):
 
     algorithm: Algorithm = AdamW(epochs=5, batch_size=512, lr=5e-4)
     retained: float = 3.0
+
+    def start(self, deployed: Deployed) -> Unlearned:
+        """The deployed model. Raises `ValueError` without a datamodel, here and not at the first request."""
+        _ = deployed.predictor
+        return super().start(deployed)
 
     def unlearn(self, deployed: Deployed, keep: Tensor, seed: int = 0) -> Parameters:
         """See `FromDeployed.unlearn`. The datamodel is asked for logits on the points, so it needs `on`."""

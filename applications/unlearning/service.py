@@ -19,9 +19,12 @@ from typing import Annotated, Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from torch import Tensor
 
 from applications.unlearning.forgetter import Forgetter, NothingLeftError, UnknownPointError
@@ -70,7 +73,7 @@ class ForgetRequest(BaseModel):
     """Which points to forget."""
 
     model_config = ConfigDict(extra="forbid")
-    ids: Annotated[list[int], Field(min_length=1, description="Indices of training points.")]
+    ids: Annotated[list[StrictInt], Field(min_length=1, description="Indices of training points.")]
     request: Annotated[
         str | None, Field(min_length=1, max_length=64, pattern=r"^[\w-]+$", description="A name: asking again is safe.")
     ] = None
@@ -95,6 +98,23 @@ class Prediction(BaseModel):
 def _routes(forgetter: Forgetter, limits: Limits) -> FastAPI:
     api = FastAPI(title="Unlearning", summary="A model that forgets on request.", version="1")
     queue = _Together(forgetter)
+
+    @api.exception_handler(RequestValidationError)
+    def malformed(_: Request, error: RequestValidationError) -> Response:
+        # Without the input: NaN and lone surrogates are no JSON, and an answer need not repeat what came.
+        said = [{"loc": [str(k) for k in e["loc"]], "type": e["type"], "msg": e["msg"]} for e in error.errors()]
+        return Response(json.dumps({"detail": said}), 422, media_type="application/json")
+
+    @api.exception_handler(StarletteHTTPException)
+    def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        unread = error.status_code == 400  # FastAPI's word for a body that is no JSON: bytes, depth, digits
+        return JSONResponse({"detail": error.detail}, 422 if unread else error.status_code, error.headers)
+
+    @api.exception_handler(Exception)
+    def failed(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(
+            {"detail": f"The service failed at this request ({type(error).__name__}); its log says why."}, 500
+        )
 
     @api.get("/health")
     def health() -> dict[str, str]:

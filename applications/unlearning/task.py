@@ -8,13 +8,12 @@ added. One forget set or thousands are the same product with the weights.
 Reference: Georgiev et al., "Attribute-to-Delete: Machine Unlearning via Datamodel Matching", 2024, arXiv:2410.23232.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from applications.unlearning.forget_sets import ForgetSets, retained
+from applications.unlearning.forget_sets import ForgetSets, many, retained
 from recipe.datamodel import OutputFunction
 from recipe.feasible import Free
 from recipe.problem import Minimize, Problem
@@ -66,15 +65,16 @@ class Unlearning:
     @property
     def _sets(self) -> tuple[int, ...]:
         """`()` for one forget set, `(k,)` for k."""
-        many = not isinstance(self.forget, Tensor) or self.forget.ndim == 2
-        return (len(self.forget),) if many else ()
+        return (len(self.forget),) if many(self.forget) else ()
 
     def _blocks(self, n: int) -> list[Tensor]:
         """The weights in parts that fit `BLOCK_BYTES`; what is one forget set stays a vector, as some `f` need it."""
         if not self._sets:
             return [self.retained(n)]
+        if not len(self.forget):
+            raise ValueError("Expected at least one forget set; got none.")
         rows = max(1, BLOCK_BYTES // (4 * n))
-        parts: list[Sequence[Tensor] | Tensor] = [self.forget[i : i + rows] for i in range(0, len(self.forget), rows)]
+        parts: list[ForgetSets] = [self.forget[i : i + rows] for i in range(0, len(self.forget), rows)]
         return [retained(part, n) for part in parts]
 
     def problem(self, f: OutputFunction) -> Problem:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from applications.unlearning.deployed import Deployed, FromDeployed
+from applications.unlearning.deployed import Deployed, FromDeployed, Unlearned
 from recipe.setting import Parameters
 
 
@@ -25,6 +25,11 @@ class ParameterUpdate(FromDeployed):
         NotImplementedError: a datamodel that does not go through parameters.
         ValueError: a datamodel of another model than the deployed one, whose step would lead elsewhere.
     """
+
+    def start(self, deployed: Deployed) -> Unlearned:
+        """The deployed model; a datamodel that cannot move it is refused here, before any request. Raises as above."""
+        self.unlearn(deployed, torch.ones(deployed.setting.n))
+        return super().start(deployed)
 
     def unlearn(self, deployed: Deployed, keep: Tensor, seed: int = 0) -> Parameters:
         """See `FromDeployed.unlearn`."""

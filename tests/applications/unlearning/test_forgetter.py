@@ -18,6 +18,7 @@ from applications.unlearning import (
 from applications.unlearning.journal import Journal
 from estimators.influence import Influence
 from estimators.newton_step import NewtonStep
+from estimators.regression import Regression
 from recipe import SGD, Checkpoint, Newton, Retrain
 from tests.worlds import blobs, logistic, small_mlp
 
@@ -231,3 +232,32 @@ def test_a_model_of_ones_own_is_deployed():
     theta = SETTING.initial(5)
     forgetter = Forgetter(replace(SETTING, checkpoints=(Checkpoint(theta),)), Influence(), ParameterUpdate())
     assert torch.equal(flat(forgetter), SETTING.flat(theta))
+
+
+@pytest.mark.parametrize("ids", [[True, False, True], torch.tensor([True, False]), [1.7], "12"])
+def test_what_is_no_id_forgets_nothing(ids):
+    forgetter = Forgetter(SETTING, None, RetrainFromScratch())
+    with pytest.raises(UnknownPointError, match="whole numbers"):
+        forgetter.forget(ids)
+    assert forgetter.forgotten == []
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method"),
+    [(None, ParameterUpdate()), (None, DatamodelMatching()), (Regression(subsets=20), ParameterUpdate())],
+)
+def test_a_method_without_what_it_needs_is_refused_before_any_request(estimator, method):
+    with pytest.raises((ValueError, NotImplementedError)):
+        Forgetter(SETTING, estimator, method)
+
+
+def test_a_store_of_another_model_is_refused(tmp_path):
+    theta = SETTING.algorithm.train(SETTING, torch.ones(SETTING.n), 0)
+    other = {name: t + 1 for name, t in theta.items()}
+    Forgetter(replace(SETTING, checkpoints=(Checkpoint(theta),)), None, RetrainFromScratch(), store=tmp_path).close()
+    with pytest.raises(ValueError, match="another deployed model"):
+        Forgetter(replace(SETTING, checkpoints=(Checkpoint(other),)), None, RetrainFromScratch(), store=tmp_path)
+    with pytest.raises(ValueError, match="another model"):
+        Forgetter(
+            replace(SETTING, model=lambda: torch.nn.Linear(2, 5).double()), None, RetrainFromScratch(), store=tmp_path
+        )

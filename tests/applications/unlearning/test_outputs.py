@@ -115,7 +115,9 @@ def test_neighbours_and_streams():
     [
         (lambda: of_class(SETTING, 7), "No point has the label 7"),
         (lambda: where(SETTING, lambda example: True), "Every point satisfies"),
-        (lambda: of_group(["a", "b"], "c"), "no point of the group 'c'; a, b"),
+        (lambda: of_group(["a", "b"], "c"), "no point of the group 'c'; there are a, b"),
+        (lambda: of_group(["a", "b"]), "Name the groups to forget; there are a, b"),
+        (lambda: stream(10, 2, (4, 2)), "fewest points first"),
         (lambda: neighbours(torch.zeros(4, 1), 4, 2), "There are 4 points; got point 4"),
         (lambda: neighbours(torch.zeros(4, 1), 0, 4), "between 1 and 3 points; got size 4"),
         (lambda: subpopulation(torch.zeros(3, 9), 2, component=3), "3 principal components; got component 3"),
@@ -127,3 +129,10 @@ def test_neighbours_and_streams():
 def test_bad_forget_sets(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_one_set_is_a_sequence_of_indices_too():
+    expected = Unlearning(torch.tensor([3, 17]), torch.zeros(6)).retained(40)
+    for forget in ([3, 17], range(3, 18, 14), [i in (3, 17) for i in range(40)]):
+        assert torch.equal(Unlearning(forget, torch.zeros(6)).retained(40), expected)
+    assert Unlearning([[3, 17], [1]], torch.zeros(6)).retained(40).shape == (2, 40)

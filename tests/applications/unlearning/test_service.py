@@ -123,6 +123,9 @@ def test_predictions_are_those_of_the_unlearned_model(server):
     assert after.json() != before.json()
 
 
+JSON = HEADERS | {"content-type": "application/json"}
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "status", "message"),
     [
@@ -133,6 +136,13 @@ def test_predictions_are_those_of_the_unlearned_model(server):
         ("forget", {"content": iter([b"x" * 600_000] * 2), "headers": HEADERS}, 413, "1048576 bytes at most"),
         ("forget", {"content": b"{not", "headers": HEADERS | {"content-type": "application/json"}}, 422, "JSON"),
         ("forget", {"json": {"ids": ["a"]}, "headers": HEADERS}, 422, "integer"),
+        ("forget", {"json": {"ids": [True, False]}, "headers": HEADERS}, 422, "integer"),
+        ("forget", {"json": {"ids": ["3"]}, "headers": HEADERS}, 422, "integer"),
+        ("forget", {"content": b'{"ids": [NaN]}', "headers": JSON}, 422, "integer"),
+        ("forget", {"content": b'{"ids": [1], "request": "\\ud800"}', "headers": JSON}, 422, "request"),
+        ("forget", {"content": b"\xff\xfe", "headers": JSON}, 422, ""),
+        ("forget", {"content": b"[" * 100_000, "headers": JSON}, 422, ""),
+        ("predict", {"content": b'{"inputs": NaN}', "headers": JSON}, 422, ""),
         ("forget", {"json": {"ids": []}, "headers": HEADERS}, 422, "at least 1"),
         ("forget", {"json": {"ids": [1], "more": 2}, "headers": HEADERS}, 422, "Extra inputs"),
         ("forget", {"json": {"ids": [400]}, "headers": HEADERS}, 422, r"do not exist"),
