@@ -17,7 +17,9 @@ are alike up to scale, `k_l = tau_l k` with `tau_l` a layer's share of the trace
 
 and that is what `coupled` computes, as it takes any function of the matrix at `F_l / tau_l`. On the digits MLP of
 two layers (5 models, margins, half of the data) coupling moves the score from .719 to .742 and the slope of actual
-against predicted changes from .49 to .83; the exact Gauss-Newton matrix scores .746. For one layer both are the same.
+against predicted changes from .49 to .82; the exact Gauss-Newton matrix scores .746. Deeper networks' layers are less
+alike: on the CIFAR-2 CNN it moves the score from .53 to .51, on a character GPT from .55 to .54, and the slopes from
+.20 to .56 and .44 to 5.6. For one layer both are the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence

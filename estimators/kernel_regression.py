@@ -294,7 +294,7 @@ class KernelDatamodel(OutputFunction):
             power = known.square().sum(0)
             self._scale = torch.where(power > 0, (known * changes).sum(0) / power, 0)
             changes = changes - self._scale * known
-        self._own = own_places(setting, self.m) if estimator.own else torch.full((self.m,), -1)
+        self._own = own_places(setting, self.m) if estimator.own else torch.full((self.m,), -1, device=setting.device)
         found = self._runs.coefficients(changes, self._own)
         self._shared, self._if_left_out = found.shared, found.if_left_out
         self._spread = None

@@ -86,7 +86,7 @@ class TangentKernel:
         return Work(setting).fitted(self, self.models)
 
     @records_origin
-    def fit(self, setting: Setting, at: Arguments | None = None) -> "TangentDatamodel":
+    def fit(self, setting: Setting, at: Arguments | None = None) -> "TangentKernelDatamodel":
         """Train the models, find the features and fit them to the points at `at`.
 
         Args:
@@ -111,10 +111,10 @@ class TangentKernel:
             )
         trained = members(setting, self.models, self.seed, at)
         features = _Features.of(logits, trained, self.rank)
-        return TangentDatamodel(setting, features, _Solutions.of(self, logits, features, weights))
+        return TangentKernelDatamodel(setting, features, _Solutions.of(self, logits, features, weights))
 
 
-class TangentDatamodel(OutputFunction):
+class TangentKernelDatamodel(OutputFunction):
     """What `TangentKernel` fits."""
 
     def __init__(self, setting: Setting, features: "_Features", solutions: "_Solutions") -> None:
@@ -137,9 +137,9 @@ class TangentDatamodel(OutputFunction):
         found = [self._measured(self._solutions(some)) for some in w.reshape(-1, self.n).split(ROWS)]
         return (self._level + torch.cat(found)).view(*w.shape[:-1], self.m)
 
-    def on(self, targets: Any = None, output: Measure | None = None) -> "TangentDatamodel":
+    def on(self, targets: Any = None, output: Measure | None = None) -> "TangentKernelDatamodel":
         """The same training, measured on other targets or by another output."""
-        other = TangentDatamodel(self._here.on(targets, output), self._features, self._solutions)
+        other = TangentKernelDatamodel(self._here.on(targets, output), self._features, self._solutions)
         same_origin(self, other, targets, output)
         return other
 

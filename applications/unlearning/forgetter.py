@@ -294,22 +294,20 @@ class Forgetter:
 
     def _base(self, seed: int) -> Parameters:
         path = None if self._store is None else self._store / "deployed.npz"
-        points = self.setting.checkpoints
+        like, given = self.setting.initial(0), None
+        if self.setting.checkpoints:
+            known = self.setting.checkpoints[0].parameters
+            given = {name: known.get(name, t).detach().to(t) for name, t in like.items()}
         if path is not None and path.exists():
             with np.load(path, allow_pickle=False) as arrays:
-                like = self.setting.initial(0)
                 stored = {name: torch.from_numpy(arrays[name]).to(t) for name, t in like.items()}
-            if points and _digest(points[0].parameters) != _digest(stored):
+            if given is not None and _digest(given) != _digest(stored):
                 raise ValueError(
                     f"{self._store} holds the requests of another deployed model than the setting's checkpoint. Choose "
                     "another store."
                 )
             return stored
-        parameters = (
-            points[0].parameters
-            if points
-            else self.setting.algorithm.train(self.setting, torch.ones(self.setting.n), seed)
-        )
+        parameters = given or self.setting.algorithm.train(self.setting, torch.ones(self.setting.n), seed)
         if path is not None:
             part = path.with_suffix(".part")
             with open(part, "wb") as file:

@@ -243,12 +243,23 @@ def test_what_is_no_id_forgets_nothing(ids):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "method"),
-    [(None, ParameterUpdate()), (None, DatamodelMatching()), (Regression(subsets=20), ParameterUpdate())],
+    ("estimator", "method", "error", "message"),
+    [
+        (None, ParameterUpdate(), ValueError, "no datamodel"),
+        (None, DatamodelMatching(), ValueError, "no datamodel"),
+        (Regression(subsets=20), ParameterUpdate(), NotImplementedError, "parameters"),
+    ],
 )
-def test_a_method_without_what_it_needs_is_refused_before_any_request(estimator, method):
-    with pytest.raises((ValueError, NotImplementedError)):
+def test_a_method_without_what_it_needs_is_refused_before_any_request(estimator, method, error, message):
+    with pytest.raises(error, match=message):
         Forgetter(SETTING, estimator, method)
+
+
+def test_a_checkpoint_of_another_precision_is_the_same_model_after_a_restart(tmp_path):
+    theta = SETTING.algorithm.train(SETTING, torch.ones(SETTING.n), 0)
+    single = replace(SETTING, checkpoints=(Checkpoint({name: t.float() for name, t in theta.items()}),))
+    for _ in range(2):
+        Forgetter(single, None, RetrainFromScratch(), store=tmp_path).close()
 
 
 def test_a_store_of_another_model_is_refused(tmp_path):
