@@ -27,7 +27,7 @@ from benchmarks.unlearning.removals import Removals
 from estimators.ekfac import EKFAC
 from estimators.kernel_regression import KernelDatamodel, KernelRegression, RemovalKernel
 from estimators.regression import Regression, Ridge
-from estimators.tangent_kernel import TangentKernelDatamodel, TangentKernel
+from estimators.tangent_kernel import TangentKernel, TangentKernelDatamodel
 from recipe import (
     AdamW,
     Logits,
