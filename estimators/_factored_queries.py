@@ -13,7 +13,6 @@ Where a layer is used at many positions, the gradient of an example is formed, l
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from estimators._blocks import MatrixBlock, single
 from estimators._kronecker import KroneckerInverse
 from recipe import calculus
 from recipe.batch import Batch
-from recipe.layers import Factors, Matrix, Pass
+from recipe.layers import Factors, Matrix
 from recipe.setting import Parameters, Setting
 
 ACCURACY = 2e-2  # of the products, relative and in the mean square, where gradients are like those of the training set
@@ -87,7 +86,7 @@ class FactoredQueries:
     def examples(self, batch: Batch) -> Tensor:
         """Products `(m, b)` with the gradients of the examples' losses, differentiable in them."""
         run = self._setting.layers.forward(self._theta, batch)
-        factors = run.pull(run.slope(lambda z: self._setting.loss(z, batch).sum()))
+        factors = run.pull(*run.slopes(lambda z: self._setting.loss(z, batch)))
         products = [self._separated[f.layer.weight](f) for f in factors if f.layer.weight in self._separated]
         rest = run.named([f for f in factors if f.layer.weight not in self._separated])
         return torch.stack([*products, *(self._dense[name] @ g.T for name, g in rest.items())]).sum(0)
@@ -161,10 +160,10 @@ def _output_factors(setting: Setting, theta: Parameters) -> list[Factors]:
     for part in calculus.factored(setting, setting.probe, copies=2 * columns):
         run = setting.layers.forward(theta, part)
 
-        def total(column: int, z: Tensor, run: Pass = run, part: Batch = part) -> Tensor:
-            return setting.output(z, part).reshape(run.b, -1)[:, column].sum()
+        def measured(z: Tensor, part: Batch = part) -> Tensor:
+            return setting.output(z, part)
 
-        found.append([run.pull(run.slope(partial(total, c))) for c in range(columns)])
+        found.append([run.pull(slope) for slope in run.slopes(measured)])
     return [
         Factors(
             found[0][0][use].layer,

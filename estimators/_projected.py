@@ -12,6 +12,7 @@ Memory: features are kept up to `KEPT_BYTES`, and computed again where they are 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +54,14 @@ class Featuriser:
         projection: of gradients to k features.
         features: of a batch, differentiable in it.
         models: of the ensemble, among which the memory is shared.
+        measured: the outputs of a setting, as their gradients are taken.
     """
 
     theta: Parameters
     projection: Projection
     features: Callable[[Batch], Features]
     models: int
+    measured: Callable[[Setting], Measure] = attrgetter("output")
 
     @property
     def setting(self) -> Setting:
@@ -109,7 +112,8 @@ class Member:
     def queries(self, setting: Setting) -> Tensor:
         """`K^-1 psi_j`, `(m, k)`, for the outputs of a setting."""
         projection, theta = self.featuriser.projection, self.featuriser.theta
-        parts = [projection.gradients(theta, part, setting.output) for part in projection.blocks(setting.probe)]
+        measure = self.featuriser.measured(setting)
+        parts = [projection.gradients(theta, part, measure) for part in projection.blocks(setting.probe)]
         psi = torch.cat([part.detach().flatten(0, 1) for part in parts])
         calculus.check_gradient(setting, psi)
         return self.inverse(psi)

@@ -5,17 +5,24 @@
 for `P (p, k)` (Johnson & Lindenstrauss, "Extensions of Lipschitz mappings into a Hilbert space", 1984). The numbers in
 P follow from a seed and from the parameter that they belong to: batches, types and devices change nothing.
 
-`Factored` takes for a weight the columns `u_m v_m^T`, both normal, so that the gradient of a layer on one example
-(`recipe/layers.py`) becomes
+`ByLayers` goes layer by layer, in one of two ways. A weight `(R, C)` that an example uses once has the gradient
+`rows cols^T` (`recipe/layers.py`), and gets the columns `u_m v_m^T`, both normal, so that
 
-    phi_m = sum_t (u_m . rows_t) (v_m . cols_t) / sqrt(k),
+    phi_m = (u_m . rows) (v_m . cols) / sqrt(k)
 
-which takes R + C multiplications where a dense column takes R C, and never forms the gradient. Reference: Sun et al.,
-"Tensor Random Projection for Low Memory Dimension Reduction", 2021, arXiv:2105.00105. On the digits MLP both give TRAK
-the same scores; on the CIFAR-2 CNN (256 dimensions, mean of four draws) this one .154 and a dense P .173.
+takes R + C multiplications where a dense column takes R C, and the gradient is never formed. Where it is used at many
+positions, and has no more entries than those columns have, forming the gradient is cheaper: every entry is added, with
+a random sign, to one random feature, which takes one addition an entry whatever k is, and keeps inner products as a
+dense P does (the variance of `<phi, phi'>` is at most `(|g|^2 |g'|^2 + <g, g'>^2) / k`; products of two normals have
+more).
+
+Reference: Sun et al., "Tensor Random Projection for Low Memory Dimension Reduction", 2021, arXiv:2105.00105; Charikar,
+Chen & Farach-Colton, "Finding Frequent Items in Data Streams", 2002; Weinberger et al., "Feature Hashing for Large
+Scale Multitask Learning", 2009, arXiv:0902.2206.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -23,10 +30,11 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from estimators._blocks import single
 from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
-from recipe.calculus import BLOCK_BYTES
+from recipe.calculus import BLOCK_BYTES, CACHE_BYTES
 from recipe.layers import Factors, Lookup, Matrix, Pass
 from recipe.setting import Measure, Parameters, Setting
 
@@ -35,7 +43,7 @@ TILE = 4096  # parameters whose rows of a dense P are drawn together
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """Standard normal numbers by name, kept while they fit `BLOCK_BYTES`, else drawn again.
+    """Random numbers by name, kept while they fit `BLOCK_BYTES`, else drawn again.
 
     Args:
         seed: other seeds give other numbers.
@@ -49,12 +57,18 @@ class Numbers:
     _kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def normal(self, name: str, rows: int, columns: int) -> Tensor:
-        """`(rows, columns)` in float32 on the CPU."""
+        """Standard normal ones `(rows, columns)`, in float32 on the CPU."""
+        return self._drawn(name, partial(torch.randn, rows, columns, dtype=torch.float32))
+
+    def below(self, name: str, most: int, size: int) -> Tensor:
+        """Whole ones `(size,)` from 0 on and smaller than `most`, all as likely, on the CPU."""
+        return self._drawn(name, partial(torch.randint, most, (size,)))
+
+    def _drawn(self, name: str, draw: Callable[..., Tensor]) -> Tensor:
         if name in self._kept:
             return self._kept[name]
         digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-        drawn = torch.randn(rows, columns, generator=generator, dtype=torch.float32)
+        drawn = draw(generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
         if sum(t.nbytes for t in self._kept.values()) + drawn.nbytes <= BLOCK_BYTES:
             self._kept[name] = drawn
         return drawn
@@ -92,14 +106,10 @@ class Projection:
         if not setting.layers.covered:
             return setting.predict(at, batch), self._one_by_one(at, batch, measure)
         run = setting.layers.forward(at, batch)
-
-        def total(column: int, z: Tensor) -> Tensor:
-            return measure(z, batch).reshape(run.b, -1)[:, column].sum()
-
         live = any(t.requires_grad for t in batches.tensors(batch))
+        slopes = run.slopes(lambda z: measure(z, batch))
         z = run.prediction if live else run.prediction.detach()
-        columns = range(measure(z.detach(), batch).reshape(run.b, -1).shape[1])
-        return z, torch.stack([self.pulled(run, run.slope(partial(total, c))) for c in columns], 1)
+        return z, torch.stack([self.pulled(run, slope) for slope in slopes], 1)
 
     def _one_by_one(self, at: Parameters, batch: Batch, measure: Measure) -> Tensor:
         setting = self.setting
@@ -112,17 +122,22 @@ class Projection:
         return self.vectors(gradients.flatten(0, 1)).view(*gradients.shape[:2], -1)
 
     def blocks(self, batch: Batch) -> list[Batch]:
-        """The batch in parts that go through the model together, within `BLOCK_BYTES` or so."""
+        """The batch in parts that go through the model together and stay in the cache."""
         if not self.setting.layers.covered:
             return calculus.blocks(self.setting, batch)
-        rows = max(1, BLOCK_BYTES // (16 * self._width + 16 * self.k))
+        rows = max(1, CACHE_BYTES // (4 * (self._width + 2 * self.k)))
         return [batches.take(batch, slice(i, i + rows)) for i in range(0, batches.size(batch), rows)]
 
-    @cached_property
+    @property
     def _width(self) -> int:
-        """The numbers that one example leaves in its factors."""
+        """The numbers that one example leaves behind."""
+        return sum(f.inputs.numel() + f.outputs.numel() for f in self._factors)
+
+    @cached_property
+    def _factors(self) -> list[Factors]:
+        """Those of one example, for their shapes."""
         run = self.setting.layers.forward(self.setting.initial(0), batches.take(self.setting.probe, slice(0, 1)))
-        return sum(f.inputs.numel() + f.outputs.numel() for f in run.pull(torch.zeros_like(run.prediction)))
+        return run.pull(torch.zeros_like(run.prediction))
 
 
 class Dense(Projection):
@@ -146,15 +161,8 @@ class Dense(Projection):
         return found / self.k**0.5
 
 
-class Factored(Dense):
-    """Products of two normal numbers for weights, from the factors of their gradients, which are never formed."""
-
-    @cached_property
-    def _shapes(self) -> dict[str, tuple[int, int]]:
-        """The weights that are matrices, as `(R, C)`."""
-        layers = [layer for layer in self.setting.layers.layers if isinstance(layer, Matrix) and layer.weight]
-        shapes = {str(layer.weight): layer.module.weight.shape for layer in layers}
-        return {name: (shape[0], shape[1:].numel()) for name, shape in shapes.items()}
+class ByLayers(Dense):
+    """Layer by layer: products of two normal numbers for weights that are used once, entries thrown together else."""
 
     def vectors(self, vectors: Tensor) -> Tensor:
         """See `Projection.vectors`."""
@@ -164,8 +172,8 @@ class Factored(Dense):
                 u, v = self._pair(name, part)
                 found = found + ((part.view(-1, *self._shapes[name]) @ v) * u).sum(1)
             else:
-                found = found + self._plain(name, part)
-        return found / self.k**0.5
+                found = found + self._thrown(name, part)
+        return found
 
     def pulled(self, run: Pass, cotangent: Tensor) -> Tensor:
         """See `Projection.pulled`."""
@@ -173,33 +181,67 @@ class Factored(Dense):
         for factors in run.pull(cotangent):
             for part in self._parts(factors):
                 found = found + part
-        return found / self.k**0.5
+        return found
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        """The weights that are projected by their factors, as `(R, C)`."""
+        found = {}
+        for factors in self._factors:
+            layer = factors.layer
+            if isinstance(layer, Matrix) and layer.weight:
+                shape = layer.module.weight.shape
+                R, C = shape[0], shape[1:].numel()
+                if single(*factors) or self.k * (R + C) < R * C:
+                    found[layer.weight] = (R, C)
+        return found
+
+    @property
+    def _width(self) -> int:
+        formed = [f.layer.module.weight.numel() for f in self._factors if f.layer.weight not in self._shapes]
+        return super()._width + max(formed, default=0)
 
     def _parts(self, factors: Factors) -> list[Tensor]:
         """Features of the parameters of a layer."""
         layer, inputs, outputs = factors
-        parts = [] if layer.bias is None else [self._plain(layer.bias, outputs.sum(1))]
+        parts = [] if layer.bias is None else [self._thrown(layer.bias, outputs.sum(1))]
         if layer.weight is None:
             return parts
-        if not isinstance(layer, Matrix):
-            return [*parts, self._plain(layer.weight, layer.product(inputs, outputs))]
-        return [*parts, _products(*rows_and_columns(layer, inputs, outputs), *self._pair(layer.weight, outputs))]
+        if layer.weight in self._shapes and isinstance(layer, Matrix):
+            return [*parts, _products(*rows_and_columns(layer, inputs, outputs), *self._pair(layer.weight, outputs))]
+        if isinstance(layer, Lookup):
+            return [*parts, self._thrown_rows(layer, *rows_and_columns(layer, inputs, outputs))]
+        return [*parts, self._thrown(layer.weight, layer.product(inputs, outputs).flatten(1))]
 
     def _pair(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
         rows, cols = self._shapes[name]
         u, v = (self._numbers.normal(f"{name} {side}", size, self.k) for side, size in (("rows", rows), ("cols", cols)))
-        return u.to(like), v.to(like)
+        return u.to(like) / self.k**0.5, v.to(like)
 
-    def _plain(self, name: str, gradients: Tensor) -> Tensor:
-        """Features of a parameter that is no matrix, from its gradients `(b, size)`."""
-        return gradients @ self._numbers.normal(name, gradients.shape[1], self.k).to(gradients)
+    def _thrown(self, name: str, gradients: Tensor) -> Tensor:
+        """Features of a parameter from its gradients `(b, size)`."""
+        where = self._places(name, gradients.shape[1]).to(gradients.device)
+        return self._signed(gradients.new_zeros(len(gradients), 2 * self.k).index_add(1, where, gradients))
+
+    def _thrown_rows(self, layer: Lookup, index: Tensor, gradients: Tensor) -> Tensor:
+        """The same of a table, from the rows `(b, T)` that were looked up and their gradients `(b, T, d)`."""
+        where = self._places(str(layer.weight), layer.module.weight.numel()).to(gradients.device)
+        where = where.view(layer.module.weight.shape)[index].flatten(1)
+        return self._signed(gradients.new_zeros(len(gradients), 2 * self.k).scatter_add(1, where, gradients.flatten(1)))
+
+    def _places(self, name: str, size: int) -> Tensor:
+        """Where every entry goes: one of k features, or, k further, what is taken away from it."""
+        return self._numbers.below(name, 2 * self.k, size)
+
+    def _signed(self, sums: Tensor) -> Tensor:
+        return sums[:, : self.k] - sums[:, self.k :]
 
 
 def projection(setting: Setting, k: int, seed: int) -> Projection:
     """A projection to k features an example; the identity where k is no less than p."""
     if k >= setting.p:
         return Projection(setting, setting.p)
-    return (Factored if setting.layers.covered else Dense)(setting, k, Numbers(seed))
+    return (ByLayers if setting.layers.covered else Dense)(setting, k, Numbers(seed))
 
 
 def rows_and_columns(layer: Matrix, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,20 +253,10 @@ def rows_and_columns(layer: Matrix, inputs: Tensor, outputs: Tensor) -> tuple[Te
 
 def _products(rows: Tensor, cols: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """`sum_t (u^T rows_t) * (v^T cols_t)`, `(b, k)`; indices stand for one-hot rows or columns."""
-    b, T = rows.shape[:2]
-    k, hot = u.shape[1], rows.ndim == 2 or cols.ndim == 2
-    # By positions, or by the gradient itself where the positions are many: two orders of the same sums.
-    by_gradient = not hot and T * k * (len(u) + len(v)) > T * len(u) * len(v) + k * len(u) * len(v)
-    if by_gradient and len(u) > len(v):
-        rows, cols, u, v = cols, rows, v, u
-    step = max(1, BLOCK_BYTES // (16 * k * (len(u) if by_gradient else T)))
-    found = []
-    for r, c in zip(rows.split(step), cols.split(step), strict=True):
-        if by_gradient:
-            found.append(((r.transpose(1, 2) @ c @ v) * u).sum(1))
-        else:
-            found.append((times(r, u) * times(c, v)).sum(1))
-    return torch.cat(found) if b else u.new_zeros(0, k)
+    step = max(1, BLOCK_BYTES // (16 * u.shape[1] * rows.shape[1]))
+    parts = zip(rows.split(step), cols.split(step), strict=True)
+    found = [(times(r, u) * times(c, v)).sum(1) for r, c in parts]
+    return torch.cat(found) if len(rows) else u.new_zeros(0, u.shape[1])
 
 
 def times(x: Tensor, matrix: Tensor) -> Tensor:

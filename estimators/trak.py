@@ -8,8 +8,11 @@ loss `log(1 + exp(-f))` makes training a logistic regression on `phi_i = P^T gra
 
 with `psi_j` the projected gradient of output j, whatever it is, and W = sum w; for an algorithm that minimises a sum,
 `l2 P^T theta` and `W` drop out. For other losses than a cross-entropy `f` is the prediction, one number an example, and
-the loss's first and second derivatives in it stand for `-(1 - p)` and `p (1 - p)`. In a sequence p is the geometric
-mean over the positions. An ensemble averages `psi^T K^-1 phi` and `1 - p` apart, as in the paper.
+the loss's first and second derivatives in it stand for `-(1 - p)` and `p (1 - p)`. A sequence has for `f` the mean of
+its positions' margins, as in the paper, and for `1 - p` and `p (1 - p)` their means, the loss's derivatives as all the
+margins shift; its loss as an output is seen in the same way, `psi = -mean(1 - p) P^T grad f`: on a character GPT (256
+dimensions, 5 models) that scores .44, the gradients of losses score .31. An ensemble averages `psi^T K^-1 phi` and
+`1 - p` apart, as in the paper.
 
 Reference: Park et al., "TRAK: Attributing Model Behavior at Scale", 2023, arXiv:2303.14186.
 Deviations: the paper drops `p (1 - p)` and the weight decay from K, and its package `traker` divides by the mean entry
@@ -25,6 +28,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad
 
@@ -38,11 +42,11 @@ from recipe import calculus
 from recipe.batch import Batch
 from recipe.cost import Cost
 from recipe.datamodel import LinearDatamodel, records_origin
-from recipe.losses import CrossEntropy
+from recipe.losses import IGNORED, CrossEntropy, over_positions
 from recipe.notes import note
-from recipe.outputs import Margin
+from recipe.outputs import Loss, Margin
 from recipe.problem import Arguments
-from recipe.setting import Parameters, Setting
+from recipe.setting import Measure, Parameters, Setting
 from recipe.training import progress
 from recipe.work import Work
 
@@ -103,7 +107,7 @@ class TRAK:
         found = []
         for k, theta in enumerate(progress(trained, "projected gradients")):
             phi = projection(setting, self.dimension, self.seed + k)
-            featuriser = Featuriser(theta, phi, partial(margin.features, theta, phi), len(trained))
+            featuriser = Featuriser(theta, phi, partial(margin.features, theta, phi), len(trained), margin.measured)
             found.append(self._member(featuriser, there))
         return projected_datamodel(setting, found, there)
 
@@ -172,6 +176,10 @@ class _Margin:
         z, gradients = phi.predicted(theta, batch, self)
         return Features(gradients[:, 0], *self.derivatives(z, batch))
 
+    def measured(self, setting: Setting) -> Measure:
+        """A measure with the gradients of a setting's outputs, a loss among them seen as a function of the number."""
+        return setting.output
+
     def derivatives(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Minus the first and the second derivative of the loss, `(b,)` each."""
         bend = grad(lambda u: residuals(self.setting, u, batch).sum())(z)
@@ -179,18 +187,22 @@ class _Margin:
 
 
 class _LogOdds(_Margin):
-    """`log(p / (1 - p))` with `p = exp(-loss)`."""
+    """The mean of `log(p / (1 - p))` over the positions."""
 
     def __call__(self, z: Tensor, batch: Batch) -> Tensor:
-        if z.ndim == 2:
-            return Margin()(z, batch)  # the same, without a loss that has run out of digits
-        loss = self.setting.loss(z, batch).clamp_min(torch.finfo(z.dtype).eps)
-        return -loss - torch.log(-torch.expm1(-loss))
+        return Margin()(z, batch)
 
     def derivatives(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`1 - p` and `p (1 - p)`."""
-        wrong = -torch.expm1(-self.setting.loss(z, batch))
-        return wrong, wrong * (1 - wrong)
+        """The means of `1 - p` and `p (1 - p)`."""
+        y = batches.labels(batch)
+        wrong = -torch.expm1(-F.cross_entropy(z.movedim(-1, 1), y, reduction="none", ignore_index=IGNORED))
+        return over_positions(wrong, y), over_positions(wrong * (1 - wrong), y)
+
+    def measured(self, setting: Setting) -> Measure:
+        """See `_Margin.measured`."""
+        if setting.output != Loss(setting.loss):
+            return setting.output
+        return lambda z, batch: -self.derivatives(z.detach(), batch)[0] * self(z, batch)
 
 
 def _margin(setting: Setting) -> _Margin:

@@ -104,7 +104,8 @@ def loss_gradients(setting: Setting, at: Parameters, batch: Batch) -> Tensor:
     By the factors of the model's layers, or, where one is not known, example by example under `vmap`.
     """
     if setting.layers.covered:
-        return setting.layers.forward(at, batch).gradients(lambda z: setting.loss(z, batch).sum())
+        run = setting.layers.forward(at, batch)
+        return run.flat(run.pull(*run.slopes(lambda z: setting.loss(z, batch))))
 
     def loss(theta: Tensor, one: Batch) -> Tensor:
         return setting.losses(setting.unflat(theta, at), batches.example(one)).squeeze(0)
@@ -128,7 +129,7 @@ def gradient_products(setting: Setting, at: Parameters, batch: Batch, vectors: T
     if not setting.layers.covered:
         return vectors @ loss_gradients(setting, at, batch).T
     run, parts = setting.layers.forward(at, batch), setting.split(vectors)
-    gradients = run.named(run.pull(run.slope(lambda z: setting.loss(z, batch).sum())))
+    gradients = run.named(run.pull(*run.slopes(lambda z: setting.loss(z, batch))))
     return torch.stack([parts[name] @ gradient.T for name, gradient in gradients.items()]).sum(0)
 
 
@@ -157,12 +158,8 @@ def _output_gradients(setting: Setting, at: Parameters, targets: Batch) -> Tenso
     """`(b, columns, p)`."""
     if setting.layers.covered:
         run = setting.layers.forward(at, targets)
-        columns = math.prod(setting.output_shape[1:])
-
-        def total(column: int, z: Tensor) -> Tensor:
-            return setting.output(z, targets).reshape(run.b, -1)[:, column].sum()
-
-        return torch.stack([run.gradients(partial(total, c)) for c in range(columns)], 1).detach()
+        slopes = run.slopes(lambda z: setting.output(z, targets))
+        return torch.stack([run.flat(run.pull(slope)) for slope in slopes], 1).detach()
 
     def output(theta: Tensor, one: Batch) -> Tensor:
         return setting.outputs(setting.unflat(theta, at), batches.example(one))

@@ -207,7 +207,7 @@ class Layers:
             lengths = [self._lengths(at, part) for part in (few, batches.take(few, slice(1, None)))]
             self.shared = tuple(a == b for a, b in zip(*lengths, strict=True))
             run = self.forward(at, few)
-            factors = run.pull(run.slope(lambda z: setting.loss(z, few).sum()))
+            factors = run.pull(*run.slopes(lambda z: setting.loss(z, few)))
             self.floats = sum(f.inputs.numel() + f.outputs.numel() for f in factors) // CHECKED
             found = run.flat(factors)
         except (RuntimeError, ValueError):  # shapes that do not start with the examples
@@ -275,18 +275,20 @@ class Pass:
             for (layer, inputs, y), g in zip(self._seen, gs, strict=True)
         ]
 
-    def gradients(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """`(b, p)` gradients of a sum over examples that is measured on the prediction."""
-        return self.flat(self.pull(self.slope(measure)))
+    def slopes(self, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The gradients in the prediction of what is measured on it, `(b,)` or `(b, columns)`, column by column.
 
-    def slope(self, measure: Callable[[Tensor], Tensor]) -> Tensor:
-        """The gradient of a measure in the prediction; with a graph where the batch asks for one."""
+        With a graph where the batch asks for one.
+        """
         with torch.enable_grad():
             z = self.prediction if self._graph else self.prediction.detach().requires_grad_()
-            value = measure(z)
-            if not value.requires_grad:  # a measure that jumps, such as the accuracy
-                return torch.zeros_like(z)
-            return torch.autograd.grad(value, z, create_graph=self._graph)[0]
+            values = measure(z)
+            columns = (values if values.ndim > 1 else values.unsqueeze(1)).flatten(1).sum(0)
+            if not columns.requires_grad:  # a measure that jumps, such as the accuracy
+                return [torch.zeros_like(z) for _ in columns]
+            return [
+                torch.autograd.grad(column, z, retain_graph=True, create_graph=self._graph)[0] for column in columns
+            ]
 
     def named(self, factors: list[Factors]) -> dict[str, Tensor]:
         """The examples' gradients `(b, size)` by parameter, of what the factors are about."""

@@ -68,7 +68,7 @@ def test_features_are_the_gradients_between_the_sides(setting, basis, monkeypatc
     torch.testing.assert_close(phi.gradients(at, setting.pool, setting.loss)[:, 0], expected)
     assert expected.shape[1] < setting.p
     assert expected.any(0).all()
-    monkeypatch.setattr(_projections, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(_projections, "CACHE_BYTES", 100)
     parts = [phi.gradients(at, part, setting.loss)[:, 0] for part in phi.blocks(setting.pool)]
     assert len(parts) == setting.n
     torch.testing.assert_close(torch.cat(parts), expected)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from estimators import _projections
-from estimators._projections import Dense, Factored, Numbers, Projection, projection
+from estimators._projections import ByLayers, Dense, Numbers, Projection, projection
 from recipe import Logits, Setting, calculus
 from recipe import batch as batches
 from tests.recipe.test_layers import IMAGES, TRAINING, WORLDS
@@ -44,7 +44,7 @@ ALL = {**WORLDS, "no layers": uncovered()}
 @pytest.mark.parametrize("setting", ALL.values(), ids=ALL)
 def test_features_are_the_gradients_times_one_matrix(setting):
     at, phi = setting.initial(1), projection(setting, 7, seed=3)
-    assert type(phi) is (Factored if setting.layers.covered else Dense)
+    assert type(phi) is (ByLayers if setting.layers.covered else Dense)
     gradients = calculus.loss_gradients(setting, at, setting.pool)
     torch.testing.assert_close(features(phi, at, setting.pool), gradients @ matrix(phi))
 
@@ -52,7 +52,8 @@ def test_features_are_the_gradients_times_one_matrix(setting):
 @pytest.mark.parametrize("setting", ALL.values(), ids=ALL)
 def test_blocks_and_batches_change_nothing(setting, monkeypatch):
     at, whole = setting.initial(1), features(projection(setting, 7, seed=3), setting.initial(1), setting.pool)
-    monkeypatch.setattr(_projections, "BLOCK_BYTES", 100)  # an example at a time, and no number kept
+    monkeypatch.setattr(_projections, "CACHE_BYTES", 100)  # an example at a time
+    monkeypatch.setattr(_projections, "BLOCK_BYTES", 100)  # and no number kept
     monkeypatch.setattr(calculus, "BLOCK_BYTES", 100)
     phi = projection(setting, 7, seed=3)
     parts = phi.blocks(setting.pool)
@@ -73,13 +74,12 @@ def test_inner_products_are_kept_in_expectation(setting):
     assert 0.5 < float(errors.square().mean().sqrt()) * math.sqrt(k) < math.sqrt(8)
 
 
-@pytest.mark.parametrize("positions", [1, 3, 200])
-@pytest.mark.parametrize(("R", "C"), [(3, 5), (5, 3)])
-def test_both_orders_of_the_sums_agree(positions, R, C):
-    """Few positions go one by one, many by way of the gradient."""
-    rows, cols = torch.randn(4, positions, R).double(), torch.randn(4, positions, C).double()
-    u, v = torch.randn(R, 6).double(), torch.randn(C, 6).double()
+def test_products_are_summed_over_positions(monkeypatch):
+    rows, cols = torch.randn(4, 3, 5).double(), torch.randn(4, 3, 2).double()
+    u, v = torch.randn(5, 6).double(), torch.randn(2, 6).double()
     expected = torch.einsum("btr,btc,rk,ck->bk", rows, cols, u, v)
+    torch.testing.assert_close(_projections._products(rows, cols, u, v), expected)
+    monkeypatch.setattr(_projections, "BLOCK_BYTES", 1)
     torch.testing.assert_close(_projections._products(rows, cols, u, v), expected)
 
 

@@ -15,6 +15,7 @@ from estimators.trak import TRAK
 from recipe import SGD, Checkpoint, Correct, CrossEntropy, Loss, Margin, Newton, Setting, SquaredError, calculus
 from recipe import batch as batches
 from tests.estimators.test_projections import uncovered
+from tests.recipe.test_layers import WORLDS
 from tests.worlds import DOUBLE, blobs, logistic, ridge, small_mlp
 
 N = 40
@@ -142,14 +143,30 @@ def test_effect_is_differentiable_in_the_inputs():
     assert gradcheck(lambda x: f_hat.effect((x, torch.tensor([0, 2]))), (x,))
 
 
-def test_log_odds_of_a_sequence_are_those_of_its_geometric_mean():
-    setting = logistic()
-    z, y = torch.randn(2, 4, 3, dtype=DOUBLE), torch.tensor([[0, 1, 2, -100], [1, -100, -100, -100]])
-    margin = trak._LogOdds(setting)
-    p = (-CrossEntropy()(z, (z, y))).exp()
-    torch.testing.assert_close(margin(z, (z, y)), (p / (1 - p)).log())
-    torch.testing.assert_close(margin(z, (z, y))[1], Margin()(z[1:, 0], (z, y[1:, 0]))[0])
-    assert margin(z, (z, torch.full_like(y, -100))).isfinite().all()
+def test_a_sequences_number_is_a_shift_of_its_margins():
+    """Its loss's derivatives are those along the labels' logits, which shift every margin by as much."""
+    z, y = torch.randn(3, 4, 5, dtype=DOUBLE), torch.tensor([[0, 1, 2, -100], [1, -100, -100, -100], [4, 3, 0, 1]])
+    up = F.one_hot(y.clamp_min(0), 5).to(z)
+    margin, labelled = trak._LogOdds(logistic()), (z, y)
+    torch.testing.assert_close(margin(z + 0.5 * up, labelled), margin(z, labelled) + 0.5)
+
+    def slope(shift: Tensor) -> Tensor:
+        return torch.func.grad(lambda s: CrossEntropy()(z + s[:, None, None] * up, labelled).sum())(shift)
+
+    zero = torch.zeros(3, dtype=DOUBLE)
+    residual, curvature = margin.derivatives(z, labelled)
+    torch.testing.assert_close(residual, -slope(zero))
+    torch.testing.assert_close(curvature, torch.func.grad(lambda s: slope(s).sum())(zero))
+    nothing = (z, torch.full_like(y, -100))
+    assert all(float(t.abs().max()) == 0 for t in (margin(z, nothing), *margin.derivatives(z, nothing)))
+
+
+def test_a_sequences_loss_is_a_function_of_its_margins():
+    setting = WORLDS["text"].on(output=Loss())
+    f_hat = TRAK(dimension=10, damping=0.1).fit(setting)
+    z = setting.predict(members(setting, 1, 0)[0], setting.probe)
+    wrong = 1 - z.softmax(-1).gather(-1, setting.probe[1].unsqueeze(-1)).squeeze(-1).mean(1)
+    torch.testing.assert_close(f_hat.effects, -wrong[:, None] * f_hat.on(output=Margin()).effects)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def processes():
 def _small_parts(monkeypatch):
     monkeypatch.setattr(calculus, "BLOCK_BYTES", 2**12)
     monkeypatch.setattr(calculus, "CACHE_BYTES", 2**10)
-    monkeypatch.setattr(_projections, "BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(_projections, "CACHE_BYTES", 2**10)
     monkeypatch.setattr(_kronecker, "SHARD", 15)
 
 
