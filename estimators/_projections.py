@@ -166,22 +166,33 @@ class ByLayers(Dense):
 
     def vectors(self, vectors: Tensor) -> Tensor:
         """See `Projection.vectors`."""
-        found = vectors.new_zeros(len(vectors), self.k)
+        thrown, found = vectors.new_zeros(len(vectors), 2 * self.k), []
         for name, part in self.setting.split(vectors).items():
             if name in self._shapes:
                 u, v = self._pair(name, part)
-                found = found + ((part.view(-1, *self._shapes[name]) @ v) * u).sum(1)
+                found.append(((part.view(-1, *self._shapes[name]) @ v) * u).sum(1))
             else:
-                found = found + self._thrown(name, part)
-        return found
+                thrown.index_add_(1, self._places(name, part), part)
+        return self._sum(thrown, found)
 
     def pulled(self, run: Pass, cotangent: Tensor) -> Tensor:
         """See `Projection.pulled`."""
-        found = cotangent.new_zeros(run.b, self.k)
-        for factors in run.pull(cotangent):
-            for part in self._parts(factors):
-                found = found + part
-        return found
+        thrown, found = cotangent.new_zeros(run.b, 2 * self.k), []
+        for layer, inputs, outputs in run.pull(cotangent):
+            if layer.weight in self._shapes and isinstance(layer, Matrix):
+                pair = self._pair(layer.weight, outputs)
+                found.append(_products(*rows_and_columns(layer, inputs, outputs), *pair))
+            elif isinstance(layer, Lookup) and layer.weight:  # of most entries the gradient is zero
+                index, gradients = rows_and_columns(layer, inputs, outputs)
+                places = self._places(layer.weight, outputs).view(layer.module.weight.shape)
+                thrown.scatter_add_(1, places[index].flatten(1), gradients.flatten(1))
+            elif layer.weight:
+                gradients = layer.product(inputs, outputs).flatten(1)
+                thrown.index_add_(1, self._places(layer.weight, gradients), gradients)
+            if layer.bias:
+                gradients = outputs.sum(1)
+                thrown.index_add_(1, self._places(layer.bias, gradients), gradients)
+        return self._sum(thrown, found)
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, int]]:
@@ -201,40 +212,21 @@ class ByLayers(Dense):
         formed = [f.layer.module.weight.numel() for f in self._factors if f.layer.weight not in self._shapes]
         return super()._width + max(formed, default=0)
 
-    def _parts(self, factors: Factors) -> list[Tensor]:
-        """Features of the parameters of a layer."""
-        layer, inputs, outputs = factors
-        parts = [] if layer.bias is None else [self._thrown(layer.bias, outputs.sum(1))]
-        if layer.weight is None:
-            return parts
-        if layer.weight in self._shapes and isinstance(layer, Matrix):
-            return [*parts, _products(*rows_and_columns(layer, inputs, outputs), *self._pair(layer.weight, outputs))]
-        if isinstance(layer, Lookup):
-            return [*parts, self._thrown_rows(layer, *rows_and_columns(layer, inputs, outputs))]
-        return [*parts, self._thrown(layer.weight, layer.product(inputs, outputs).flatten(1))]
-
     def _pair(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
         rows, cols = self._shapes[name]
         u, v = (self._numbers.normal(f"{name} {side}", size, self.k) for side, size in (("rows", rows), ("cols", cols)))
         return u.to(like) / self.k**0.5, v.to(like)
 
-    def _thrown(self, name: str, gradients: Tensor) -> Tensor:
-        """Features of a parameter from its gradients `(b, size)`."""
-        where = self._places(name, gradients.shape[1]).to(gradients.device)
-        return self._signed(gradients.new_zeros(len(gradients), 2 * self.k).index_add(1, where, gradients))
+    def _places(self, name: str, like: Tensor) -> Tensor:
+        """Where every entry of a parameter goes: to one of k features, or, k further, what is taken away from it."""
+        return self._numbers.below(name, 2 * self.k, self._sizes[name]).to(like.device)
 
-    def _thrown_rows(self, layer: Lookup, index: Tensor, gradients: Tensor) -> Tensor:
-        """The same of a table, from the rows `(b, T)` that were looked up and their gradients `(b, T, d)`."""
-        where = self._places(str(layer.weight), layer.module.weight.numel()).to(gradients.device)
-        where = where.view(layer.module.weight.shape)[index].flatten(1)
-        return self._signed(gradients.new_zeros(len(gradients), 2 * self.k).scatter_add(1, where, gradients.flatten(1)))
+    def _sum(self, thrown: Tensor, found: list[Tensor]) -> Tensor:
+        return torch.stack([thrown[:, : self.k] - thrown[:, self.k :], *found]).sum(0)
 
-    def _places(self, name: str, size: int) -> Tensor:
-        """Where every entry goes: one of k features, or, k further, what is taken away from it."""
-        return self._numbers.below(name, 2 * self.k, size)
-
-    def _signed(self, sums: Tensor) -> Tensor:
-        return sums[:, : self.k] - sums[:, self.k :]
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {name: t.shape[1] for name, t in self.setting.split(torch.zeros(1, self.setting.p)).items()}
 
 
 def projection(setting: Setting, k: int, seed: int) -> Projection:

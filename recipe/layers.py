@@ -169,7 +169,7 @@ class Layers:
     `uncovered` names what has trained parameters and no rule here; `covered` says that all has one and that the
     gradients of a few examples equal autograd's, so that no layer is used in a way that its module does not show;
     `shared` says of each use whether its input is one for all examples; `floats` is how many numbers an example leaves
-    behind in a pass, in the inputs and outputs of all uses.
+    behind in a pass, in the inputs and outputs of all uses; `in_place` says that the model overwrites layers' outputs.
     """
 
     def __init__(self, setting: "Setting") -> None:
@@ -188,7 +188,7 @@ class Layers:
             f"{name} (of {_owner(blank, name)})" for name in setting.trained if name not in described
         )
         self.shared: tuple[bool, ...] = ()
-        self.floats = 1
+        self.floats, self.in_place = 1, False
         self.covered = not self.uncovered and self._agrees()
 
     def forward(self, at: "Parameters", batch: Batch) -> "Pass":
@@ -247,9 +247,16 @@ class Pass:
         self._graph = any(t.requires_grad for t in batches.tensors(batch))
         self._shared = layers.shared
         self._seen: list[tuple[Layer, Tensor, Tensor]] = []  # with `layer.inputs` and the layer's output
+        self._versions: list[int] = []
+        self._copies = layers.in_place
         live = {name: t.detach().requires_grad_() if name in setting.trained else t for name, t in at.items()}
         with torch.enable_grad(), _watched(layers.layers, self._note):
             self.prediction = setting.predict(live, batch)
+            if any(self._versions[k] != y._version for k, (_, _, y) in enumerate(self._seen)):
+                # An output that was overwritten is not the layer's any more: once more, on copies of them.
+                layers.in_place = self._copies = True
+                self._seen, self._versions = [], []
+                self.prediction = setting.predict(live, batch)
 
     def _note(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
         if self._shared and self._shared[len(self._seen)]:  # such as the positions of a text, alike for all examples
@@ -257,7 +264,8 @@ class Pass:
             x, y = (t.expand(self.b, *t.shape[1:]) if one else t.expand(self.b, *t.shape) for t in (x, y))
         inputs = layer.inputs(x if self._graph else x.detach(), self.b)  # now, while the module has its buffers
         self._seen.append((layer, inputs, y))
-        return y.clone()  # what follows may work in place
+        self._versions.append(y._version)
+        return y.clone() if self._copies else y
 
     def pull(self, cotangent: Tensor) -> list[Factors]:
         """Factors of the gradient of `<cotangent, prediction>`, for every use of a layer."""
