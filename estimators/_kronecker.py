@@ -42,7 +42,7 @@ from recipe.setting import Parameters, Setting
 from recipe.work import Products
 
 SHARD = 2**10  # examples whose sums are taken together
-ENOUGH = 384  # numbers in the layers for each parameter: the curvature is that of so many examples
+ENOUGH = 192  # numbers in the layers for each parameter: the curvature is that of so many examples
 
 
 @dataclass(frozen=True)

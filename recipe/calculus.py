@@ -145,9 +145,9 @@ def output_gradients(setting: Setting, at: Parameters) -> Tensor:
     return gradients
 
 
-def check_gradient(setting: Setting, gradients: Tensor) -> None:
+def check_gradient(setting: Setting, *gradients: Tensor) -> None:
     """Raise `ValueError` where the outputs have no gradient, as accuracies have none."""
-    if not gradients.any():
+    if not any(bool(part.any()) for part in gradients):
         raise ValueError(
             f"The gradient of {setting.output} is zero on every target, so nothing can be attributed to training "
             "points. Use Margin or Loss for the datamodel and measure the other by retraining."

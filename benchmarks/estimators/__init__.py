@@ -9,10 +9,11 @@ or `make bench-estimators`. A library that is not installed is left out, and so 
 (CIFAR-2 and TOFU, in the folder RECIPE_DATA). `python -m benchmarks.estimators "digits MLP" gradients` measures some.
 
 Every line is a fit from trained models to effects `(m, n)`: seconds of wall clock, without training, after a small
-warm-up, all with the threads that torch has; memory is how far the process rises above where it was, so that what an
-earlier fit left free does not show. LDS is of half of the points (`settings.py`), against `runs/benchmarks/*.npz`
-where that was retrained before. Regression and MAGIC train for themselves, and their time has that in it. Scores
-without a unit have a nominal one, and their slope means nothing.
+warm-up, all with the threads that torch has, and the median of five further fits where the first takes less than three;
+memory is how far the process rises above where it was in the first, so that what an earlier fit left free does not
+show. LDS is of half of the points (`settings.py`), against `runs/benchmarks/*.npz` where that was retrained before.
+Regression and MAGIC train for themselves, and their time has that in it. Scores without a unit have a nominal one, and
+their slope means nothing.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ what linear and convolutional layers learn.
 """
 
 import importlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -42,15 +42,21 @@ class OfMatrices:
     """An estimator that is told of linear and convolutional layers alone."""
 
     estimator: Fits
+    _made: list[tuple[Setting, Setting]] = field(default_factory=list, compare=False)
 
     def fit(self, setting: Setting) -> OutputFunction:
-        """The datamodel of the setting with all else frozen."""
+        """The datamodel of the setting with all else frozen; that is made once, as the settings of all others are."""
+        if not self._made or self._made[0][0] is not setting:
+            self._made[:] = [(setting, self._frozen(setting))]
+        return self.estimator.fit(self._made[0][1])
+
+    def _frozen(self, setting: Setting) -> Setting:
         model = setting.module(setting.initial(0))
         matrices = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
         learned = {id(t) for m in matrices for t in m.parameters(recurse=False)}
         for t in model.parameters():
             t.requires_grad_(id(t) in learned)
-        return self.estimator.fit(replace(setting, model=model))
+        return replace(setting, model=model)
 
 
 AS_KRONFLUENCE = OfMatrices(EKFAC(coupled=False, damping=1e-8))
