@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from estimators._blocks import MatrixBlock, VectorBlock, blocks_of
+from estimators._draws import generator
 from estimators._fisher import Fisher, TrueFisher
 from recipe import batch as batches
 from recipe import calculus
@@ -42,7 +43,8 @@ from recipe.setting import Parameters, Setting
 from recipe.work import Products
 
 SHARD = 2**10  # examples whose sums are taken together
-ENOUGH = 192  # numbers in the layers for each parameter: the curvature is that of so many examples
+ENOUGH = 256  # numbers in the layers for each parameter: the curvature is that of so many examples
+LEAST = 100  # examples, each of which has one gradient, whatever it leaves in the layers
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Kronecker:
         used: Tensor,
     ) -> list[Any]:
         """What the examples `used` of a point, its shard of this number, add to each block."""
-        generator = torch.Generator().manual_seed(getattr(self.fisher, "seed", 0) + stage + 2 * number)
+        draws = generator(getattr(self.fisher, "seed", 0), point.number, stage, number)
         setting, found = point.setting, [block.empty() for block in blocks]
         data, shares = batches.take(point.data, used), portion * point.shares[used]
         start = 0
@@ -153,7 +155,7 @@ class Kronecker:
             run = setting.layers.forward(point.parameters, part)
             share = shares[start : start + run.b]
             start += run.b
-            pulls = [run.pull(v) for v in self.fisher.cotangents(setting, run.prediction.detach(), part, generator)]
+            pulls = [run.pull(v) for v in self.fisher.cotangents(setting, run.prediction.detach(), part, draws)]
             for block in found:
                 (block.add_eigenvalues if stage else block.add_moments)(pulls, share)
         return [block.sums for block in found]
@@ -162,15 +164,15 @@ class Kronecker:
 def sample(point: Point, draw: int) -> tuple[Tensor, float]:
     """Examples that the curvature of a point is taken from, and the total share of all over that of these.
 
-    Where layers are used at many positions, a few hundred examples say as much as all: random ones that leave `ENOUGH`
-    numbers in the layers for each parameter. Eigenvalues want another draw than the basis: among the examples that it
-    was made of, directions that they lack have none.
+    Where layers are used at many positions, a few hundred examples say as much as all: random ones, at least `LEAST`,
+    that leave `ENOUGH` numbers in the layers for each parameter. Eigenvalues want another draw than the basis: among the
+    examples that it was made of, directions that they lack have none. So does every model of an ensemble.
     """
     used, setting = point.shares.nonzero().squeeze(1), point.setting
-    enough = int(ENOUGH * setting.p / setting.layers.floats) + 1
+    enough = max(LEAST, int(ENOUGH * setting.p / setting.layers.floats))
     if enough >= len(used):
         return used, 1.0
-    drawn = torch.randperm(len(used), generator=torch.Generator().manual_seed(draw))[:enough].sort().values
+    drawn = torch.randperm(len(used), generator=generator(point.number, draw))[:enough].sort().values
     some = used[drawn.to(used.device)]
     return some, float(point.shares.sum() / point.shares[some].sum())
 

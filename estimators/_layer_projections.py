@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators._blocks import WIDEST, MatrixBlock, VectorBlock, blocks_of
+from estimators._draws import generator
 from estimators._fisher import Fisher
 from estimators._projections import Numbers, Projection, rows_and_columns, times
 from recipe import batch as batches
@@ -191,13 +192,13 @@ def passes(point: Point, projection: Projection, fisher: Fisher, stage: int) -> 
     """For every block of data and label, the examples without weight left out."""
     setting, used = point.setting, point.shares.nonzero().squeeze(1)
     data, shares = batches.take(point.data, used), point.shares[used]
-    generator = torch.Generator().manual_seed(getattr(fisher, "seed", 0) + stage)
+    draws = generator(getattr(fisher, "seed", 0), point.number, stage)
     start = 0
     for part in projection.blocks(data):
         run = setting.layers.forward(point.parameters, part)
         share = shares[start : start + run.b]
         start += run.b
-        for k, cotangent in enumerate(fisher.cotangents(setting, run.prediction.detach(), part, generator)):
+        for k, cotangent in enumerate(fisher.cotangents(setting, run.prediction.detach(), part, draws)):
             yield run, cotangent, share, k == 0
 
 

@@ -21,7 +21,6 @@ Chen & Farach-Colton, "Finding Frequent Items in Data Streams", 2002; Weinberger
 Scale Multitask Learning", 2009, arXiv:0902.2206.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from estimators._blocks import single
+from estimators._draws import generator
 from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
@@ -67,8 +67,7 @@ class Numbers:
     def _drawn(self, name: str, draw: Callable[..., Tensor]) -> Tensor:
         if name in self._kept:
             return self._kept[name]
-        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        drawn = draw(generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "big")))
+        drawn = draw(generator=generator(self.seed, name))
         if sum(t.nbytes for t in self._kept.values()) + drawn.nbytes <= BLOCK_BYTES:
             self._kept[name] = drawn
         return drawn

@@ -54,9 +54,9 @@ def fit_tangent(
     weights, added = at or (torch.ones(setting.n, dtype=setting.dtype, device=setting.device), None)
     weights = setting.check_weights(weights).to(setting.dtype)
     tangents = []
-    for theta in progress(members(setting, models, seed, at), "curvature"):
+    for k, theta in enumerate(progress(members(setting, models, seed, at), "curvature")):
         data, all_weights = calculus.training_set(setting, weights, added)
-        inverse = invert(Point(setting, theta, all_weights, data))
+        inverse = invert(Point(setting, theta, all_weights, data, k))
         total = calculus.normaliser(setting, all_weights)
         tangents.append(Tangent(theta, inverse, total, queries or DenseQueries))
     return TangentDatamodel(setting, tangents, weights, added, lazy)

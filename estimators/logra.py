@@ -117,7 +117,7 @@ class LoGra:
         data, weights = calculus.training_set(setting, *there)
         found = []
         for k, theta in enumerate(progress(trained, "projected curvature")):
-            point = Point(setting, theta, weights, data)
+            point = Point(setting, theta, weights, data, k)
             with torch.no_grad():
                 found.append(self._member(point, Numbers(self.seed + k), len(trained)))
         return projected_datamodel(setting, found, there)

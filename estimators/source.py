@@ -28,9 +28,10 @@ Cost of one model: a training run; for every checkpoint two passes over the data
 of all points; an eigendecomposition of every factor for every segment; `(m, p)` memory for every checkpoint.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor
@@ -91,8 +92,7 @@ class SOURCE:
 
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""
-        count = self.segments * self.checkpoints
-        return Work(setting).fitted(self, self.models, checkpoints=count, apart=True)
+        return Work(setting).fitted(self, self.models, checkpoints=self.segments * self.checkpoints, apart=True)
 
     @records_origin
     def fit(self, setting: Setting, at: Arguments | None = None) -> LinearDatamodel:
@@ -115,21 +115,21 @@ class SOURCE:
         there = where(setting, at)
         runs = trajectories(setting, self.segments * self.checkpoints, self.models, self.seed, at)
         kronecker = Kronecker(fisher=self.fisher, coupled=self.coupled)
-        queries = []
+        queries, numbers = [], count()
         for run in progress(runs, "curvature"):
-            segments = [_Segment.of(setting, kronecker, phases, there) for phases in self._split(run)]
+            segments = [_Segment.of(setting, kronecker, phases, there, numbers) for phases in self._split(run)]
             queries.append(partial(_queries, run, segments))
         return unrolled(setting, runs, queries, there)
 
     def _split(self, run: Trajectory) -> list[list[Phase]]:
         """The phases of every segment."""
-        count, total = self.segments, len(run.phases)
-        if total < count:
+        wanted, total = self.segments, len(run.phases)
+        if total < wanted:
             raise ValueError(
-                f"SOURCE with {count} segments needs at least as many checkpoints with a learning rate above 0; there "
+                f"SOURCE with {wanted} segments needs at least as many checkpoints with a learning rate above 0; there "
                 f"are {total}. Pass more of them, or SOURCE(segments={total})."
             )
-        edges = [total * i // count for i in range(count + 1)]
+        edges = [total * i // wanted for i in range(wanted + 1)]
         return [run.phases[a:b] for a, b in pairwise(edges)]
 
 
@@ -150,10 +150,14 @@ class _Segment:
     scale: Tensor
 
     @classmethod
-    def of(cls, setting: Setting, kronecker: Kronecker, phases: list[Phase], at: Arguments) -> "_Segment":
+    def of(
+        cls, setting: Setting, kronecker: Kronecker, phases: list[Phase], at: Arguments, numbers: Iterator[int]
+    ) -> "_Segment":
         data, weights = calculus.training_set(setting, *at)
         rate, preconditioner = total_rate(phases), mean_preconditioner(phases)
-        points = [(phase.rate / rate, Point(setting, phase.parameters, weights, data)) for phase in phases]
+        points = [
+            (phase.rate / rate, Point(setting, phase.parameters, weights, data, next(numbers))) for phase in phases
+        ]
         scale = None if preconditioner is None else preconditioner.sqrt()
         algorithm = setting.algorithm
         decay = algorithm.weight_decay if isinstance(algorithm, AdamW) else algorithm.objective.l2

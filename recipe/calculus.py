@@ -61,12 +61,14 @@ class Point:
         parameters: of a trained model.
         weights: `(b,)` over `data`.
         data: what it was trained on, or what is to stand for it.
+        number: among the models whose derivatives are averaged: what is drawn at random differs between them.
     """
 
     setting: Setting
     parameters: Parameters
     weights: Tensor
     data: Batch
+    number: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: data that are the setting's universe do not travel a second time, or not at all."""

@@ -1,5 +1,7 @@
 """Kronecker-factored curvature against what it stands for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -56,10 +58,14 @@ def test_curvature_is_that_of_enough_examples(monkeypatch):
     everything, whole = sample(here, 0)
     assert len(everything) == here.setting.n
     assert whole == 1
-    monkeypatch.setattr(_kronecker, "ENOUGH", 4 * here.setting.layers.floats / here.setting.p)
+    monkeypatch.setattr(_kronecker, "ENOUGH", 5 * here.setting.layers.floats / here.setting.p)
+    assert len(sample(here, 0)[0]) == here.setting.n  # however little they leave in the layers
+    monkeypatch.setattr(_kronecker, "LEAST", 2)
     (basis, whole), (values, _) = sample(here, 0), sample(here, 1)
     assert len(basis) == len(values) == 5
+    other, _ = sample(replace(here, number=1), 0)
     assert basis.tolist() != values.tolist()
+    assert basis.tolist() != other.tolist()
     torch.testing.assert_close(whole * here.shares[basis].sum(), here.shares.sum())
     decomposed, most = (Kronecker().decompose([(1.0, here)]) for _ in range(2))
     torch.testing.assert_close(decomposed.blocks[0].spectrum, most.blocks[0].spectrum)  # the same draw every time

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
+from estimators._draws import generator
 from estimators._fisher import ExactFisher
 from estimators._kronecker import Kronecker, MatrixBlock
 from estimators.influence import Influence
@@ -184,8 +185,8 @@ def test_a_rescaled_decomposition_has_the_traces_of_the_rescaled_matrix(name: st
     run = setting.layers.forward(here.parameters, here.data)
     traces = []
     for stage in (0, 1):  # of the labels' signs, which a sequence draws
-        generator = torch.Generator().manual_seed(stage)
-        labels = ExactFisher().cotangents(setting, run.prediction.detach(), here.data, generator)
+        draws = generator(0, here.number, stage, 0)
+        labels = ExactFisher().cotangents(setting, run.prediction.detach(), here.data, draws)
         squares = sum(run.flat(run.pull(v)).square().mean(0) for v in labels)
         traces.append({n: t.sum() for n, t in setting.split((scale.square() * squares)[None]).items()})
     for block in Kronecker(fisher=ExactFisher()).decompose([(1.0, here)], scale).blocks:
