@@ -4,18 +4,26 @@ With `H_i` the Hessian of the loss of example i in its prediction, both objects 
 
     sum_k v_ik v_ik^T = H_i,        so that        sum_k (J_i^T v_ik)(J_i^T v_ik)^T = J_i^T H_i J_i,
 
-exactly or in expectation. For a cross-entropy that is the true Fisher information: `v` are gradients for labels drawn
-from the model, never the observed ones. For other losses it is the Gauss-Newton matrix, which for them plays its part.
+exactly or in expectation. For a cross-entropy that is the true Fisher information, of labels as the model has them and
+never the observed ones. For other losses it is the Gauss-Newton matrix, which for them plays its part.
+
+In expectation, `v = R e` with a root of the Hessian, `R R^T = H`, and random signs `e`; for a cross-entropy
+
+    R = diag(sqrt(p)) - p sqrt(p)^T,        R R^T = diag(p) - p p^T.
+
+Gradients for labels drawn from the model have the same second moments, and far wilder squares: rare labels weigh much
+or nothing. One draw an example gives EK-FAC on the digits MLP the score .692 by signs and .672 by labels, where all
+labels give .702; on a character GPT, draws of labels that miss a rare character make single effects enormous.
 
 Reference: Kunstner, Balles & Hennig, "Limitations of the Empirical Fisher Approximation", 2019, arXiv:1905.12558.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import hessian, vmap
 
@@ -50,15 +58,14 @@ class ExactFisher:
         p = z.softmax(-1)
         scale = _scale(p, batch)
         if z.ndim > 2:
-            signs = torch.randint(0, 2, z.shape[:-1], generator=generator).to(z) * 2 - 1
-            scale = scale * signs.unsqueeze(-1)
+            scale = scale * _signs((*z.shape[:-1], 1), generator, z)
         for root in _multinomial_roots(p):
             yield scale * root
 
 
 @dataclass(frozen=True)
 class SampledFisher:
-    """Labels drawn from the model.
+    """Random combinations of the labels, by signs.
 
     Args:
         samples: draws an example; one backward pass each.
@@ -74,20 +81,19 @@ class SampledFisher:
         if not isinstance(setting.loss, CrossEntropy):
             roots = _roots(setting, z, batch)
             for _ in range(self.samples):
-                noise = torch.randn(len(z), roots.shape[-1], generator=generator).to(z)
-                yield share * (roots.flatten(1, -2) @ noise.unsqueeze(-1)).view_as(z)
+                signs = _signs((len(z), roots.shape[-1], 1), generator, z)
+                yield share * (roots.flatten(1, -2) @ signs).view_as(z)
             return
         p = z.softmax(-1)
-        scale = share * _scale(p, batch)
+        scale, roots = share * _scale(p, batch), p.sqrt()
         for _ in range(self.samples):
-            u = torch.rand(p.shape[:-1], generator=generator, dtype=torch.float64).to(p).unsqueeze(-1)
-            y = (p.cumsum(-1) < u).sum(-1).clamp_max(p.shape[-1] - 1)
-            yield scale * (p - F.one_hot(y, p.shape[-1]).to(p))
+            turned = roots * _signs(p.shape, generator, p)
+            yield scale * (turned - p * turned.sum(-1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class TrueFisher:
-    """All labels where they are few, else labels drawn from the model.
+    """All labels where they are few, else random combinations of them.
 
     Args:
         most: labels (entries of a prediction) that are gone through one by one.
@@ -102,6 +108,14 @@ class TrueFisher:
         few = z[0].numel() <= self.most
         rule = ExactFisher() if few else SampledFisher(self.samples)
         return rule.cotangents(setting, z, batch, generator)
+
+
+def _signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Random signs, eight of each byte drawn: a vocabulary at every position of a batch is a great many."""
+    count = math.prod(shape)
+    drawn = torch.randint(0, 256, (-(-count // 8), 1), generator=generator, dtype=torch.uint8).to(like.device)
+    bits = drawn >> torch.arange(8, dtype=torch.uint8, device=like.device) & 1
+    return bits.flatten()[:count].view(shape).to(like) * 2 - 1
 
 
 def _scale(p: Tensor, batch: Batch) -> Tensor:

@@ -43,7 +43,7 @@ from recipe.setting import Parameters, Setting
 from recipe.work import Products
 
 SHARD = 2**10  # examples whose sums are taken together
-ENOUGH = 256  # numbers in the layers for each parameter: the curvature is that of so many examples
+ENOUGH = 384  # numbers in the layers for each parameter: the curvature is that of so many examples
 LEAST = 100  # examples, each of which has one gradient, whatever it leaves in the layers
 
 
@@ -165,8 +165,8 @@ def sample(point: Point, draw: int) -> tuple[Tensor, float]:
     """Examples that the curvature of a point is taken from, and the total share of all over that of these.
 
     Where layers are used at many positions, a few hundred examples say as much as all: random ones, at least `LEAST`,
-    that leave `ENOUGH` numbers in the layers for each parameter. Eigenvalues want another draw than the basis: among the
-    examples that it was made of, directions that they lack have none. So does every model of an ensemble.
+    that leave `ENOUGH` numbers in the layers for each parameter. Eigenvalues want another draw than the basis: among
+    the examples that it was made of, directions that they lack have none. So does every model of an ensemble.
     """
     used, setting = point.shares.nonzero().squeeze(1), point.setting
     enough = max(LEAST, int(ENOUGH * setting.p / setting.layers.floats))

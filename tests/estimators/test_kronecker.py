@@ -58,7 +58,7 @@ def test_curvature_is_that_of_enough_examples(monkeypatch):
     everything, whole = sample(here, 0)
     assert len(everything) == here.setting.n
     assert whole == 1
-    monkeypatch.setattr(_kronecker, "ENOUGH", 5 * here.setting.layers.floats / here.setting.p)
+    monkeypatch.setattr(_kronecker, "ENOUGH", 5.5 * here.setting.layers.floats / here.setting.p)
     assert len(sample(here, 0)[0]) == here.setting.n  # however little they leave in the layers
     monkeypatch.setattr(_kronecker, "LEAST", 2)
     (basis, whole), (values, _) = sample(here, 0), sample(here, 1)
