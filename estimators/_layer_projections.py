@@ -6,7 +6,7 @@ input. What is no matrix, such as a scale, is a vector with one side.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from estimators._blocks import WIDEST, MatrixBlock, VectorBlock, blocks_of
 from estimators._draws import generator
 from estimators._fisher import Fisher
+from estimators._kronecker import sample
 from estimators._projections import Numbers, Projection, rows_and_columns, times
 from recipe import batch as batches
 from recipe.calculus import Point
@@ -170,7 +171,7 @@ class RandomBasis:
 
 @dataclass(frozen=True)
 class PrincipalBasis:
-    """The leading eigenvectors of the second moments of rows and of columns.
+    """The leading eigenvectors of the second moments of rows and of columns, among examples that say enough.
 
     Random ones for vectors, for a vocabulary and for what is wider than `WIDEST`.
     """
@@ -180,6 +181,8 @@ class PrincipalBasis:
         start = RandomBasis().sketches(point, fisher, rank, numbers)
         moments = [_Moments(sketch, rank) for sketch in start if isinstance(sketch, MatrixSketch)]
         if any(moment.sums for moment in moments):
+            some, _ = sample(point, draw=0)
+            point = replace(point, weights=point.weights[some], data=batches.take(point.data, some))
             for run, cotangent, shares, first in passes(point, LayerProjection(point.setting, start), fisher, stage=0):
                 factors = run.pull(cotangent)
                 for moment in moments:
