@@ -233,6 +233,11 @@ class VectorBlock(Block):
 
     def decompose(self) -> None:
         """Eigenvectors and eigenvalues; exact, so that nothing is left to correct."""
+        if not isinstance(self._moment, Tensor):  # a layer that the model does not call
+            of = {self.layer.weight: "weight", self.layer.bias: "bias"}
+            like = torch.cat([getattr(self.layer.module, of[name]).detach().flatten() for name in self.names])
+            self.spectrum, self._basis = torch.zeros_like(like), torch.eye(len(like)).to(like)
+            return
         scaled = self._moment if self._scale is None else self._scale[:, None] * self._moment * self._scale
         spectrum, self._basis = eigh(torch.as_tensor(scaled), ", ".join(self.names))
         self.spectrum = spectrum.clamp_min(0)

@@ -4,7 +4,10 @@ from dataclasses import replace
 from itertools import groupby
 
 import torch
+from torch import Tensor
 
+from recipe import batch as batches
+from recipe.calculus import check_gradient
 from recipe.engine import HERE, current
 from recipe.problem import Arguments
 from recipe.retrain import Retrain, train_runs
@@ -25,7 +28,8 @@ def members(setting: Setting, models: int, seed: int, at: Arguments | None = Non
         One dictionary of parameters a member.
 
     Raises:
-        ValueError: fewer than one model, or a checkpoint that does not fit the model.
+        ValueError: fewer than one model, a checkpoint that does not fit the model, or training points that hold
+            NaN or infinity, as their loss does.
 
     Example:
         >>> from recipe import Newton, Setting
@@ -34,6 +38,7 @@ def members(setting: Setting, models: int, seed: int, at: Arguments | None = Non
         >>> [theta["weight"].shape for theta in members(setting, models=2, seed=0)]
         [torch.Size([2, 3]), torch.Size([2, 3])]
     """
+    check_examples(setting)
     if setting.checkpoints and at is None:
         return [point.parameters for point in _completed(setting, [points[-1] for points in _grouped(setting)])]
     if models < 1:
@@ -45,6 +50,32 @@ def members(setting: Setting, models: int, seed: int, at: Arguments | None = Non
         return train_runs(setting, w.expand(models, -1), seeds, added)
     stacked = Retrain(setting, seeds, bank=current().models).parameters(w, added)
     return [{name: t[k] for name, t in stacked.items()} for k in range(models)]
+
+
+def check_differentiable(setting: Setting) -> None:
+    """Raise `ValueError`, before any work, for outputs that jump, as accuracies do."""
+    one = batches.take(setting.probe, slice(0, 1))
+    with torch.enable_grad():
+        z = setting.predict(setting.initial(0), one).detach().requires_grad_()
+        if not setting.output(z, one).requires_grad:
+            check_gradient(setting, torch.zeros(1))
+
+
+def check_examples(setting: Setting) -> None:
+    """Raise `ValueError`, before any work, for training points whose NaN or infinity reaches their loss."""
+    tensors = [t for t in batches.tensors(setting.pool) if t.is_floating_point() and not t.sum().isfinite()]
+    suspects = sum((~t.flatten(1).isfinite()).any(1) for t in tensors)
+    if not isinstance(suspects, Tensor) or not suspects.any():
+        return
+    points = suspects.nonzero().squeeze(1)
+    with torch.no_grad():
+        losses = setting.losses(setting.initial(0), batches.take(setting.pool, points))
+    broken = points[~losses.isfinite()]
+    if len(broken):
+        raise ValueError(
+            f"{len(broken)} of {setting.n} training points hold NaN or infinity, the first of them point "
+            f"{int(broken[0])}, and so does their loss. Mend them or leave them out of the universe."
+        )
 
 
 def by_member(setting: Setting) -> list[list[Checkpoint]]:

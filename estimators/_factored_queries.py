@@ -7,8 +7,8 @@ example i alike. With both turned into the eigenbasis, and `V` the eigenvalues o
 
 so that k pairs of vectors make it k products of `(m, R) (R, b)` and `(m, C) (C, b)` matrices, multiplied entry by
 entry: no gradient is formed, and work falls from `R C` to `k (R + C)` for every output and example. Weighed by what
-gradients are like, `V = 1 / (Lambda + l2)` needs few pairs and not all directions: 9 pairs on 111 x 52 directions for
-the 128 x 65 weight of the digits MLP, 11 on 118 x 441 for the 128 x 785 of the MNIST MLP.
+gradients are like, `V = 1 / (Lambda + l2)` needs few pairs: 9 for the 128 x 65 weight of the digits MLP, 11 for the
+128 x 785 of the MNIST MLP. Directions that the training data lack are not left out: targets and added data have them.
 
 Where a layer is used at many positions, the gradient of an example is formed, layer by layer.
 """
@@ -31,40 +31,28 @@ EXAMPLES = 512  # at once, so that their products stay in the cache
 
 @dataclass(frozen=True, eq=False)
 class Separated:
-    """A block of a layer that is used once: `sum_k (rows_k rows^T) * (cols_k cols^T)`, in the leading directions.
+    """A block of a layer that is used once: `sum_k (left_k outputs^T) * (right_k inputs^T)`.
 
     Args:
-        block: of the layer.
-        rows: of the outputs' gradients, `(k, m, R')`.
-        cols: `(k, m, C')`.
-        bases: what takes the rows `(R, R')` and columns `(C, C')` of an example there.
+        left: `(k, m, out)`.
+        right: `(k, m, in)`, with one more entry where the layer has a bias.
     """
 
-    block: MatrixBlock
-    rows: Tensor
-    cols: Tensor
-    bases: tuple[Tensor, Tensor]
-
-    @classmethod
-    def of(cls, block: MatrixBlock, factors: Factors, pairs: tuple[Tensor, Tensor]) -> "Separated":
-        """The block from the factors of the outputs' gradients, and pairs that sum to the inverse's eigenvalues."""
-        sides, bases = [], []
-        for side, (x, scales) in enumerate(zip(rows_and_columns(block, factors), pairs, strict=True)):
-            kept, basis = scales.any(0), block.basis(side)
-            bases.append((torch.eye(len(kept)).to(x) if basis is None else basis)[:, kept])
-            sides.append(x @ bases[side] * scales[:, None, kept].to(x))
-        return cls(block, sides[0], sides[1], (bases[0], bases[1]))
+    left: Tensor
+    right: Tensor
 
     def __call__(self, factors: Factors) -> Tensor:
         """Products `(m, b)` with examples."""
-        rows, cols = (x @ basis for x, basis in zip(rows_and_columns(self.block, factors), self.bases, strict=True))
-        parts = zip(rows.split(EXAMPLES), cols.split(EXAMPLES), strict=True)
-        return torch.cat([self._products(r.T, c.T) for r, c in parts], 1)
+        outputs, inputs = factors.outputs[:, 0], factors.inputs[:, 0]
+        if self.right.shape[2] > inputs.shape[1]:
+            inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
+        parts = zip(outputs.split(EXAMPLES), inputs.split(EXAMPLES), strict=True)
+        return torch.cat([self._products(g.T, a.T) for g, a in parts], 1)
 
-    def _products(self, rows: Tensor, cols: Tensor) -> Tensor:
-        total = rows.new_zeros(self.rows.shape[1], rows.shape[1])
-        for u, v in zip(self.rows, self.cols, strict=True):
-            total.addcmul_(u @ rows, v @ cols)
+    def _products(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        total = outputs.new_zeros(self.left.shape[1], outputs.shape[1])
+        for left, right in zip(self.left, self.right, strict=True):
+            total.addcmul_(left @ outputs, right @ inputs)
         return total
 
 
@@ -87,8 +75,8 @@ class FactoredQueries:
             values, uses = inverse.of(eigenvalues), [f for f in found if f.layer.weight == block.names[0]]
             if isinstance(block, MatrixBlock) and len(block.layers) == 1 and len(uses) == 1 and single(*uses[0]):
                 pairs = separate(values, eigenvalues)
-                if len(pairs[0]) * sum(int(side.any(0).sum()) for side in pairs) < values.numel():
-                    self._separated[block.weight] = Separated.of(block, uses[0], pairs)
+                if len(pairs[0]) * sum(values.shape) < values.numel():
+                    self._separated[block.weight] = _separated(block, uses[0], *pairs)
                     continue
             if not gradients:
                 gradients = _named(setting, found)
@@ -133,8 +121,6 @@ class FactoredQueries:
 def separate(values: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
     """The fewest pairs `u (k, R)`, `v (k, C)` whose products sum to `values (R, C)`, to `ACCURACY`.
 
-    They are zero in directions that hardly count.
-
     Args:
         values: what is wanted.
         energies: `(R, C)`, how large squared gradients are there: errors weigh as much.
@@ -145,34 +131,32 @@ def separate(values: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
         (1, [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
     """
     energies, values = energies.double(), values.double()
-    squares = (values * energies).square()
-    allowed = ACCURACY * squares.sum().sqrt()
-    rows, cols = (_leading(squares.sum(side), (0.5 * allowed).square()) for side in (1, 0))
-    a, b = ((side / side.max()).nan_to_num().clamp_min(1e-8) for side in (energies.sum(1), energies.sum(0)))
-    U, S, V = torch.linalg.svd((a[:, None] * values * b)[rows][:, cols], full_matrices=False)
-    u, v = values.new_zeros(len(S), len(rows)), values.new_zeros(len(S), len(cols))
-    u[:, rows], v[:, cols] = (U * S).T / a[rows], V / b[cols]
+    sides = [energies.sum(1), energies.sum(0)]
+    a, b = ((side / side.max()).nan_to_num().clamp_min(1e-8) for side in sides)
+    U, S, V = torch.linalg.svd(a[:, None] * values * b, full_matrices=False)
+    u, v = (U * S / a[:, None]).T, V / b
     left, k = values.clone(), 0
+    allowed = ACCURACY * (values * energies).norm()
     while k < len(S) and (left * energies).norm() > allowed:
         left -= torch.outer(u[k], v[k])
         k += 1
     return u[: max(k, 1)], v[: max(k, 1)]
 
 
-def _leading(masses: Tensor, negligible: Tensor) -> Tensor:
-    """Which are left, `(d,)` booleans, when the smallest are, that together are no more than a negligible mass."""
-    order = masses.argsort()
-    kept = torch.ones_like(masses, dtype=torch.bool)
-    kept[order[masses[order].cumsum(0) <= negligible]] = False
-    return kept
-
-
-def rows_and_columns(block: MatrixBlock, factors: Factors) -> tuple[Tensor, Tensor]:
-    """The rows `(b, R)` and columns `(b, C)` of a layer that is used once, the 1 of its bias among them."""
+def _separated(block: MatrixBlock, factors: Factors, u: Tensor, v: Tensor) -> Separated:
     outputs, inputs = factors.outputs[:, 0], factors.inputs[:, 0]
     if block.bias is not None:
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
-    return (inputs, outputs) if block.input_first else (outputs, inputs)
+    rows, cols = (inputs, outputs) if block.input_first else (outputs, inputs)
+    sides = [_scaled(x, t.to(x), block.basis(side)) for side, (x, t) in enumerate(((rows, u), (cols, v)))]
+    return Separated(*(sides[::-1] if block.input_first else sides))
+
+
+def _scaled(x: Tensor, scales: Tensor, basis: Tensor | None) -> Tensor:
+    """`x (m, d)` times each of the scales `(k, d)` in the basis, `(k, m, d)`."""
+    if basis is None:
+        return x * scales[:, None]
+    return (x @ basis * scales[:, None]) @ basis.T
 
 
 def _output_factors(setting: Setting, theta: Parameters) -> list[Factors]:

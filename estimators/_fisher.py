@@ -82,7 +82,7 @@ class SampledFisher:
             roots = _roots(setting, z, batch)
             for _ in range(self.samples):
                 signs = _signs((len(z), roots.shape[-1], 1), generator, z)
-                yield share * (roots.flatten(1, -2) @ signs).view_as(z)
+                yield share * (roots.reshape(len(z), -1, roots.shape[-1]) @ signs).view_as(z)
             return
         p = z.softmax(-1)
         scale, roots = share * _scale(p, batch), p.sqrt()
@@ -143,7 +143,7 @@ def _multinomial_roots(p: Tensor) -> Iterator[Tensor]:
     rest, squares = p @ behind, p.square() @ behind  # q_{c-1}
     left = (rest - squares / rest.clamp_min(tiny)).flatten(0, -2).sum(0)  # of the trace, before column c
     for c in range(p.shape[-1] - 1):
-        if left[c] <= NEGLIGIBLE * left[0]:
+        if c > 0 and left[c] <= NEGLIGIBLE * left[0]:  # of predictions that are all certain, one column of zeros
             return
         root, q = torch.zeros_like(p), rest[..., c + 1 : c + 2].sqrt()
         share = (p[..., c : c + 1] / rest[..., c : c + 1].clamp_min(tiny)).sqrt()
@@ -158,6 +158,6 @@ def _roots(setting: Setting, z: Tensor, batch: Batch) -> Tensor:
     def loss(one: Tensor, example: Batch) -> Tensor:
         return setting.loss(one.view(1, *z.shape[1:]), batches.example(example)).squeeze(0)
 
-    matrices = vmap(hessian(loss))(z.flatten(1), batch)
+    matrices = vmap(hessian(loss))(z.reshape(len(z), -1), batch)
     values, vectors = torch.linalg.eigh(matrices)
     return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)).view(*z.shape, -1)

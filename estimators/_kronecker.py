@@ -89,6 +89,11 @@ class Kronecker:
                 a tenth of each block's mean eigenvalue.
         """
         decomposed, l2 = self.decompose([(1.0, point)]), point.setting.algorithm.objective.l2
+        if not (l2 or damping or any(bool(block.spectrum.any()) for block in decomposed.blocks)):
+            raise ValueError(
+                f"The curvature is zero: the model is certain of all {len(point.weights)} training points, to the last "
+                "digit of its numbers. Pass a damping (1e-3, say), train for less long, or with weight decay."
+            )
         if damping is None:
             note(damping=decomposed.means(0.1) if l2 == 0 else 0.0)
         return KroneckerInverse(decomposed, l2, damping)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from estimators._anchored import check_effects
-from estimators._ensemble import members
+from estimators._ensemble import check_differentiable, members
 from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
@@ -53,10 +53,11 @@ def fit_tangent(
     """
     weights, added = at or (torch.ones(setting.n, dtype=setting.dtype, device=setting.device), None)
     weights = setting.check_weights(weights).to(setting.dtype)
+    check_differentiable(setting)
     tangents = []
     for k, theta in enumerate(progress(members(setting, models, seed, at), "curvature")):
         data, all_weights = calculus.training_set(setting, weights, added)
-        inverse = invert(Point(setting, theta, all_weights, data, k))
+        inverse = invert(Point(setting, theta, all_weights, data, seed + k))
         total = calculus.normaliser(setting, all_weights)
         tangents.append(Tangent(theta, inverse, total, queries or DenseQueries))
     return TangentDatamodel(setting, tangents, weights, added, lazy)

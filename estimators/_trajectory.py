@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from estimators._anchored import anchored, where
-from estimators._ensemble import by_member
+from estimators._ensemble import by_member, check_differentiable, check_examples
 from recipe import batch as batches
 from recipe import calculus
 from recipe.algorithms import SGD, AdamW
@@ -117,6 +117,8 @@ def trajectories(setting: Setting, checkpoints: int, models: int, seed: int, at:
         raise ValueError(
             f"A trajectory needs at least one model and one checkpoint; got models={models}, checkpoints={checkpoints}."
         )
+    check_differentiable(setting)
+    check_examples(setting)
     there = where(setting, at)
     data, weights = calculus.training_set(setting, *there)
     phase = partial(_phase, setting, batches.apply(Tensor.detach, data), weights)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators._ensemble import members
+from estimators._damping import damped
+from estimators._ensemble import check_differentiable, members
 from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
@@ -38,7 +39,8 @@ class AdjointInfluence:
     Args:
         curvature: `GaussNewton()`, or `Hessian()`.
         inverse: how systems are solved.
-        damping: added to the diagonal of the curvature.
+        damping: added to the diagonal of the curvature; None: nothing where there is weight decay, else a tenth of its
+            mean eigenvalue.
         seed: of the model.
 
     Example:
@@ -55,7 +57,7 @@ class AdjointInfluence:
 
     curvature: Curvature = GaussNewton()
     inverse: Inverse = CG(tolerance=1e-6)
-    damping: float = 0.0
+    damping: float | None = None
     seed: int = 0
 
     def cost(self, setting: Setting) -> Cost:
@@ -71,11 +73,12 @@ class AdjointInfluence:
         """
         weights, added = at or (torch.ones(setting.n, dtype=setting.dtype, device=setting.device), None)
         weights = setting.check_weights(weights).detach().to(setting.dtype)
+        check_differentiable(setting)
         theta = members(setting, 1, self.seed, at)[0]
         if added is not None:
             added = batches.apply(Tensor.detach, setting.check_added(added))
         data, all_weights = calculus.training_set(setting, weights, added)
-        inverse = self.inverse.of(self.curvature.at(Point(setting, theta, all_weights, data), self.damping))
+        inverse = self.inverse.of(damped(self.curvature, Point(setting, theta, all_weights, data), self.damping))
         return AdjointDatamodel(setting, theta, inverse, calculus.normaliser(setting, all_weights), (weights, added))
 
 

@@ -13,6 +13,7 @@ arXiv:2507.14740 (their solver is a preconditioned Neumann series).
 from dataclasses import dataclass
 from functools import partial
 
+from estimators._damping import asked, damped
 from estimators._fisher import ExactFisher, Fisher, SampledFisher, TrueFisher
 from estimators._kronecker import Kronecker, check_layers
 from estimators._tangent import fit_tangent, tangent_cost
@@ -34,7 +35,8 @@ class EKFACCG:
     Args:
         tolerance: solves stop where `|residual| <= tolerance |right-hand side|`.
         fisher: of the preconditioner.
-        damping: added to the diagonal of the curvature.
+        damping: added to the diagonal of the curvature; None: nothing where there is weight decay, else a tenth of its
+            mean eigenvalue.
         models: an ensemble of as many seeds; effects and bias are averaged. Ignored where the setting has checkpoints.
         seed: of the first model.
         lazy: never compute all effects: a vector of weights costs one solve, and its gradient another, where the
@@ -53,7 +55,7 @@ class EKFACCG:
 
     tolerance: float = 0.1
     fisher: Fisher = TrueFisher()
-    damping: float = 0.0
+    damping: float | None = None
     models: int = 1
     seed: int = 0
     lazy: bool = False
@@ -61,7 +63,7 @@ class EKFACCG:
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""
         work = Work(setting)
-        products = Products(work, GaussNewton(), self.damping)
+        products = Products(work, GaussNewton(), asked(setting, self.damping))
         return tangent_cost(work, self.models, partial(self._solver().cost, products), self.lazy)
 
     @records_origin
@@ -71,7 +73,7 @@ class EKFACCG:
         return fit_tangent(setting, self.models, self.seed, at, self._invert, self.lazy)
 
     def _invert(self, point: Point) -> Product:
-        return self._solver().of(GaussNewton().at(point, self.damping))
+        return self._solver().of(damped(GaussNewton(), point, self.damping))
 
     def _solver(self) -> CG:
         preconditioner = Kronecker(fisher=self.fisher, coupled=False)  # the residual tells what layers share

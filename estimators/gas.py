@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators._anchored import anchored, where
-from estimators._ensemble import by_member, members
+from estimators._ensemble import by_member, check_differentiable, members
 from recipe import calculus
 from recipe.batch import Batch
 from recipe.cost import Cost
@@ -83,6 +83,7 @@ class GAS:
             ValueError: checkpoints that do not fit the model, or outputs without a gradient.
         """
         there = where(setting, at)
+        check_differentiable(setting)
         final = members(setting, self.models, self.seed, at)
         runs = _runs(setting) if setting.checkpoints and at is None else [[(1.0, theta)] for theta in final]
         sizes = _layer_sizes(setting) if self.layerwise else [setting.p]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators._ensemble import members
+from estimators._ensemble import check_differentiable, members
 from recipe import batch as batches
 from recipe import calculus
 from recipe.batch import Batch
@@ -73,6 +73,7 @@ class GradientMatching:
             ValueError: outputs without a gradient.
         """
         weights = torch.ones(setting.n, dtype=setting.dtype) if at is None else setting.check_weights(at[0])
+        check_differentiable(setting)
         return Matched(setting, members(setting, self.models, self.seed, at), weights)
 
 

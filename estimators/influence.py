@@ -28,6 +28,7 @@ those of one non-convex model are noisy. Models that are not at an optimum are t
 from dataclasses import dataclass
 from functools import partial
 
+from estimators._damping import asked, damped
 from estimators._tangent import fit_tangent, tangent_cost
 from recipe.calculus import Curvature, GaussNewton, Point, Product
 from recipe.cost import Cost
@@ -45,7 +46,8 @@ class Influence:
     Args:
         curvature: `GaussNewton()`, or `Hessian()` (exact for convex models).
         inverse: `Dense()` (exact, `(p, p)` memory), `CG()`, `LiSSA()`, `Arnoldi(rank)`, `Nystroem(rank)`, `DataInf()`.
-        damping: added to the diagonal of the curvature.
+        damping: added to the diagonal of the curvature; None: nothing where there is weight decay, else a tenth of its
+            mean eigenvalue.
         models: an ensemble of as many seeds; effects and bias are averaged. Ignored where the setting has checkpoints.
         seed: of the first model.
         lazy: never compute all effects: a vector of weights costs one product with the inverse curvature, and its
@@ -67,7 +69,7 @@ class Influence:
 
     curvature: Curvature = GaussNewton()
     inverse: Inverse = Dense()
-    damping: float = 0.0
+    damping: float | None = None
     models: int = 1
     seed: int = 0
     lazy: bool = False
@@ -75,7 +77,7 @@ class Influence:
     def cost(self, setting: Setting) -> Cost:
         """See `Estimator.cost`."""
         work = Work(setting)
-        products = Products(work, self.curvature, self.damping)
+        products = Products(work, self.curvature, asked(setting, self.damping))
         return tangent_cost(work, self.models, partial(self.inverse.cost, products), self.lazy)
 
     @records_origin
@@ -95,4 +97,4 @@ class Influence:
         return fit_tangent(setting, self.models, self.seed, at, self._invert, self.lazy)
 
     def _invert(self, point: Point) -> Product:
-        return self.inverse.of(self.curvature.at(point, self.damping))
+        return self.inverse.of(damped(self.curvature, point, self.damping))

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from estimators._anchored import where
-from estimators._ensemble import members
+from estimators._ensemble import check_differentiable, members
 from estimators._fisher import Fisher, TrueFisher
 from estimators._head import residuals
 from estimators._kronecker import check_layers
@@ -113,11 +113,12 @@ class LoGra:
             raise ValueError(f"LoGra keeps at least one column of each side of a layer; got rank={self.rank}.")
         check_layers(setting)
         there = where(setting, at)
+        check_differentiable(setting)
         trained = members(setting, self.models, self.seed, at)
         data, weights = calculus.training_set(setting, *there)
         found = []
         for k, theta in enumerate(progress(trained, "projected curvature")):
-            point = Point(setting, theta, weights, data, k)
+            point = Point(setting, theta, weights, data, self.seed + k)
             with torch.no_grad():
                 found.append(self._member(point, Numbers(self.seed + k), len(trained)))
         return projected_datamodel(setting, found, there)

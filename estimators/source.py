@@ -115,7 +115,7 @@ class SOURCE:
         there = where(setting, at)
         runs = trajectories(setting, self.segments * self.checkpoints, self.models, self.seed, at)
         kronecker = Kronecker(fisher=self.fisher, coupled=self.coupled)
-        queries, numbers = [], count()
+        queries, numbers = [], count(self.seed)
         for run in progress(runs, "curvature"):
             segments = [_Segment.of(setting, kronecker, phases, there, numbers) for phases in self._split(run)]
             queries.append(partial(_queries, run, segments))

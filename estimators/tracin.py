@@ -29,7 +29,7 @@ from functools import partial
 from torch import Tensor
 
 from estimators._anchored import where
-from estimators._ensemble import members
+from estimators._ensemble import check_differentiable, members
 from estimators._trajectory import Phase, Trajectory, trajectories, unrolled
 from estimators.gas import compared
 from recipe import calculus
@@ -168,6 +168,7 @@ class GradCos:
             ValueError: checkpoints that do not fit the model, or outputs without a gradient.
         """
         there = where(setting, at)
+        check_differentiable(setting)
         final = members(setting, self.models, self.seed, at)
         return compared(setting, final, [[(1.0, theta)] for theta in final], [setting.p], there)
 

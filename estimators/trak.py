@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.func import grad
 
 from estimators._anchored import where
-from estimators._ensemble import members
+from estimators._ensemble import check_differentiable, members
 from estimators._head import residuals
 from estimators._projected import Features, Featuriser, Member, cholesky, projected_datamodel, weighted_parts
 from estimators._projections import Projection, projection
@@ -103,6 +103,7 @@ class TRAK:
         there = where(setting, at)
         margin = _margin(setting)
         self._check(setting, there)
+        check_differentiable(setting)
         trained = members(setting, self.models, self.seed, at)
         found = []
         for k, theta in enumerate(progress(trained, "projected gradients")):
@@ -121,6 +122,8 @@ class TRAK:
         k = min(self.dimension, setting.p)
         if k < 1:
             raise ValueError(f"A projection needs at least one dimension; got dimension={self.dimension}.")
+        if self.damping is not None and self.damping < 0:
+            raise ValueError(f"A damping is added to the kernel's diagonal and is not negative; got {self.damping}.")
         if self._ridge(setting) == 0 and k > points:
             raise ValueError(
                 f"The kernel of {points} training points in {k} dimensions cannot be inverted. Take fewer dimensions "
@@ -169,7 +172,7 @@ class _Margin:
     setting: Setting
 
     def __call__(self, z: Tensor, batch: Batch) -> Tensor:
-        return z.flatten(1)
+        return z.reshape(len(z), -1)
 
     def features(self, theta: Parameters, phi: Projection, batch: Batch) -> Features:
         """Projected gradients, and minus the first and the second derivative of the loss."""

@@ -61,7 +61,7 @@ class Point:
         parameters: of a trained model.
         weights: `(b,)` over `data`.
         data: what it was trained on, or what is to stand for it.
-        number: among the models whose derivatives are averaged: what is drawn at random differs between them.
+        number: the seed of what is drawn at random, another for every model of an ensemble.
     """
 
     setting: Setting

@@ -56,7 +56,7 @@ class Layer:
 
     def outputs(self, g: Tensor, b: int) -> Tensor:
         """The gradients of the layer's output, `(b, T, out)`."""
-        return g.reshape(b, -1, g.shape[-1])
+        return by_example(g, b, g.shape[-1])
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The weight's gradients `(b, ...)` from the two above, flattened or as a matrix."""
@@ -75,7 +75,7 @@ class Matrix(Layer):
 
     def inputs(self, x: Tensor, b: int) -> Tensor:
         """Activations `(b, T, in)`."""
-        return x.reshape(b, -1, x.shape[-1])
+        return by_example(x, b, x.shape[-1])
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """`sum_t rows_t cols_t^T`, `(b, R, C)`."""
@@ -94,12 +94,12 @@ class Convolution(Matrix):
         mode = m.padding_mode.replace("zeros", "constant")
         x = F.pad(x, m._reversed_padding_repeated_twice, mode=mode)
         index = _patches(*x.shape[1:], m.kernel_size, m.dilation, m.stride).to(x.device)  # one gather beats `unfold`
-        return x.flatten(1).index_select(1, index.flatten()).view(b, -1, index.shape[1])
+        return by_example(x.flatten(1).index_select(1, index.flatten()), b, index.shape[1])
 
     def outputs(self, g: Tensor, b: int) -> Tensor:
         """See `Layer.outputs`."""
         g = g.flatten(2).transpose(1, 2)
-        return g.reshape(b, -1, g.shape[-1])
+        return by_example(g, b, g.shape[-1])
 
 
 class Lookup(Matrix):
@@ -109,7 +109,7 @@ class Lookup(Matrix):
 
     def inputs(self, x: Tensor, b: int) -> Tensor:
         """The indices."""
-        return x.reshape(b, -1)
+        return by_example(x, b)
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """See `Matrix.product`."""
@@ -145,7 +145,7 @@ class Scale(Layer):
         """See `Layer.outputs`."""
         if not isinstance(self.module, (nn.LayerNorm, nn.RMSNorm)):  # channels come second
             g = g.flatten(2).transpose(1, 2)
-        return g.reshape(b, -1, self.module.weight.numel())
+        return by_example(g, b, self.module.weight.numel())
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """`sum_t xhat_t g_t`, `(b, width)`."""
@@ -210,7 +210,7 @@ class Layers:
             factors = run.pull(*run.slopes(lambda z: setting.loss(z, few)))
             self.floats = sum(f.inputs.numel() + f.outputs.numel() for f in factors) // CHECKED
             found = run.flat(factors)
-        except (RuntimeError, ValueError):  # shapes that do not start with the examples
+        except (RuntimeError, ValueError, TypeError, IndexError):  # what is not called as a layer of examples
             return False
         with torch.enable_grad():
             losses = setting.losses(setting.unflat(theta, start), few).unbind()
@@ -314,12 +314,17 @@ class Pass:
         return torch.cat([{**found, **missing}[name] for name in self._setting.trained], 1)
 
 
+def by_example(x: Tensor, b: int, *shape: int) -> Tensor:
+    """`(b, T, *shape)`, of no examples too."""
+    return x.reshape(b, -1, *shape) if b else x.reshape(0, 1, *shape)
+
+
 @contextmanager
 def _watched(layers: list[Layer], note: Callable[[Layer, Tensor, Tensor], Tensor]) -> Iterator[None]:
-    handles = [
-        layer.module.register_forward_hook(lambda _, inputs, y, layer=layer: note(layer, inputs[0], y))
-        for layer in layers
-    ]
+    def hook(layer: Layer) -> Any:
+        return lambda _, inputs, named, y: note(layer, (*inputs, *named.values())[0], y)
+
+    handles = [layer.module.register_forward_hook(hook(layer), with_kwargs=True) for layer in layers]
     try:
         yield
     finally:

@@ -1,0 +1,38 @@
+"""The damping of a curvature that is solved as it is, where nobody says which."""
+
+import torch
+
+from estimators._draws import generator
+from recipe.calculus import Curvature, Operator, Point
+from recipe.notes import note
+from recipe.setting import Setting
+
+SHARE, PROBES = 0.1, 8  # of the mean eigenvalue; random signs that find it
+
+
+def damped(curvature: Curvature, point: Point, damping: float | None) -> Operator:
+    """A curvature at a point, with its damping.
+
+    Args:
+        curvature: to take.
+        point: where.
+        damping: added to the diagonal; None: nothing where there is weight decay, else a tenth of the mean eigenvalue,
+            `tr(F) / p = E[v^T F v] / p` for random signs v (Hutchinson, "A stochastic estimator of the trace of the
+            influence matrix for Laplacian smoothing splines", 1990).
+    """
+    if damping is not None:
+        return curvature.at(point, damping)
+    bare = curvature.at(point, 0.0)
+    if point.setting.algorithm.objective.l2:
+        note(damping=0.0)
+        return bare
+    drawn = torch.randint(0, 2, (PROBES, bare.p), generator=generator("trace", point.number))
+    signs = drawn.to(point.theta) * 2 - 1
+    chosen = SHARE * max(0.0, float((signs * bare.product(signs)).mean()))
+    note(damping=chosen)
+    return curvature.at(point, chosen)
+
+
+def asked(setting: Setting, damping: float | None) -> float:
+    """A damping that stands for it where only the cost is asked: solves of a singular matrix would not end."""
+    return damping if damping is not None else 0.0 if setting.algorithm.objective.l2 else 1.0
