@@ -7,8 +7,8 @@ example i alike. With both turned into the eigenbasis, and `V` the eigenvalues o
 
 so that k pairs of vectors make it k products of `(m, R) (R, b)` and `(m, C) (C, b)` matrices, multiplied entry by
 entry: no gradient is formed, and work falls from `R C` to `k (R + C)` for every output and example. Weighed by what
-gradients are like, `V = 1 / (Lambda + l2)` needs few pairs: 9 for the 128 x 65 weight of the digits MLP, 11 for the
-128 x 785 of the MNIST MLP. Directions that the training data lack are not left out: targets and added data have them.
+the gradients of outputs and of examples are like, `V = 1 / (Lambda + l2)` needs few pairs: 10 for the 128 x 65 weight
+of the digits MLP, 11 for the 128 x 785 of the MNIST MLP.
 
 Where a layer is used at many positions, the gradient of an example is formed, layer by layer.
 """
@@ -25,7 +25,7 @@ from recipe.batch import Batch
 from recipe.layers import Factors, Matrix
 from recipe.setting import Parameters, Setting
 
-ACCURACY = 2e-2  # of the products, relative and in the mean square, where gradients are like those of the training set
+ACCURACY = 2e-2  # of the products, relative and in the mean square, with examples like those of training or targets
 EXAMPLES = 512  # at once, so that their products stay in the cache
 
 
@@ -74,9 +74,10 @@ class FactoredQueries:
         for block, eigenvalues in inverse.decomposition.spectra:
             values, uses = inverse.of(eigenvalues), [f for f in found if f.layer.weight == block.names[0]]
             if isinstance(block, MatrixBlock) and len(block.layers) == 1 and len(uses) == 1 and single(*uses[0]):
-                pairs = separate(values, eigenvalues)
+                turned = _turned(block, uses[0])
+                pairs = separate(values, *_sizes(eigenvalues, turned))
                 if len(pairs[0]) * sum(values.shape) < values.numel():
-                    self._separated[block.weight] = _separated(block, uses[0], *pairs)
+                    self._separated[block.weight] = _separated(block, turned, *pairs)
                     continue
             if not gradients:
                 gradients = _named(setting, found)
@@ -118,45 +119,61 @@ class FactoredQueries:
         return total
 
 
-def separate(values: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
+def _turned(block: MatrixBlock, factors: Factors) -> list[Tensor]:
+    """Rows `(m, R)` and columns `(m, C)` of outputs' gradients in the block's basis."""
+    outputs, inputs = factors.outputs[:, 0], factors.inputs[:, 0]
+    if block.bias is not None:
+        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
+    sides = (inputs, outputs) if block.input_first else (outputs, inputs)
+    bases = (block.basis(side) for side in (0, 1))
+    return [x if basis is None else x @ basis for x, basis in zip(sides, bases, strict=True)]
+
+
+def _sizes(energies: Tensor, turned: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """How large the products of outputs' and examples' gradients are, in the root mean square, `(R, C)` each.
+
+    Examples are like those that were trained on, whose `energies` are known, or like the targets: added ones may have
+    what no other has, a trigger, say, where the inverse is largest.
+    """
+    rows, cols = turned
+    own = rows.square().T @ cols.square()
+    own = own * (energies.sum() / own.sum().clamp_min(torch.finfo(own.dtype).tiny))
+    return (own * energies).sqrt(), own
+
+
+def separate(values: Tensor, *sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The fewest pairs `u (k, R)`, `v (k, C)` whose products sum to `values (R, C)`, to `ACCURACY`.
 
     Args:
         values: what is wanted.
-        energies: `(R, C)`, how large squared gradients are there: errors weigh as much.
+        sizes: `(R, C)`, how large is what is multiplied with them, and errors weigh as much; with every one of these.
 
     Example:
         >>> u, v = separate(torch.outer(torch.arange(1., 4.), torch.ones(2)), torch.ones(3, 2))
         >>> len(u), (u.T @ v).round(decimals=6).tolist()
         (1, [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
     """
-    energies, values = energies.double(), values.double()
-    sides = [energies.sum(1), energies.sum(0)]
+    sizes, values = tuple(size.double() for size in sizes), values.double()
+    together = torch.stack([size / size.sum().clamp_min(1e-300) for size in sizes]).sum(0)
+    sides = [together.sum(1), together.sum(0)]
     a, b = ((side / side.max()).nan_to_num().clamp_min(1e-8) for side in sides)
     U, S, V = torch.linalg.svd(a[:, None] * values * b, full_matrices=False)
     u, v = (U * S / a[:, None]).T, V / b
     left, k = values.clone(), 0
-    allowed = ACCURACY * (values * energies).norm()
-    while k < len(S) and (left * energies).norm() > allowed:
+    while k < len(S) and any((left * size).norm() > ACCURACY * (values * size).norm() for size in sizes):
         left -= torch.outer(u[k], v[k])
         k += 1
     return u[: max(k, 1)], v[: max(k, 1)]
 
 
-def _separated(block: MatrixBlock, factors: Factors, u: Tensor, v: Tensor) -> Separated:
-    outputs, inputs = factors.outputs[:, 0], factors.inputs[:, 0]
-    if block.bias is not None:
-        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
-    rows, cols = (inputs, outputs) if block.input_first else (outputs, inputs)
-    sides = [_scaled(x, t.to(x), block.basis(side)) for side, (x, t) in enumerate(((rows, u), (cols, v)))]
+def _separated(block: MatrixBlock, turned: list[Tensor], u: Tensor, v: Tensor) -> Separated:
+    sides = [_scaled(x, t.to(x), block.basis(side)) for side, (x, t) in enumerate(zip(turned, (u, v), strict=True))]
     return Separated(*(sides[::-1] if block.input_first else sides))
 
 
 def _scaled(x: Tensor, scales: Tensor, basis: Tensor | None) -> Tensor:
-    """`x (m, d)` times each of the scales `(k, d)` in the basis, `(k, m, d)`."""
-    if basis is None:
-        return x * scales[:, None]
-    return (x @ basis * scales[:, None]) @ basis.T
+    """`x (m, d)` in the basis times each of the scales `(k, d)`, out of the basis again, `(k, m, d)`."""
+    return x * scales[:, None] if basis is None else (x * scales[:, None]) @ basis.T
 
 
 def _output_factors(setting: Setting, theta: Parameters) -> list[Factors]:

@@ -1,23 +1,44 @@
 """What estimators say to broken runs and data: what it is, how much of it, and where."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
+from estimators._anchored import check_effects
 from estimators.ekfac import EKFAC
+from estimators.ekfac_cg import EKFACCG
 from estimators.gas import GAS
 from estimators.influence import Influence
+from estimators.less import LESS
 from estimators.logra import LoGra
-from estimators.tracin import GradDot, TracIn
+from estimators.source import SOURCE
+from estimators.tracin import TracIn
 from estimators.train_loss import TrainLoss
 from estimators.trak import TRAK
-from recipe import Arnoldi
+from recipe import SGD, Arnoldi, Correct
+from recipe import batch as batches
 from recipe.setting import Checkpoint
 from tests.worlds import small_mlp
 
 SETTING = small_mlp()
 START = SETTING.initial(0)
+
+
+@dataclass(frozen=True)
+class _Untrainable(SGD):
+    def train_many(self, *args, **kwargs):
+        raise AssertionError("trained before the arguments were checked")
+
+
+class Mended(nn.Module):
+    """Missing values as zeros."""
+
+    def forward(self, x):
+        return x.nan_to_num()
+
+
 WHITE_BOX = [EKFAC(), LoGra(), TRAK(dimension=5), Influence(inverse=Arnoldi(rank=5)), GAS(), TracIn(), TrainLoss()]
 
 
@@ -47,10 +68,60 @@ def test_a_member_that_has_diverged(estimator):
         estimator.fit(given(START, broken))
 
 
-@pytest.mark.parametrize("estimator", [GAS(), GradDot(), TrainLoss()], ids=lambda e: type(e).__name__)
-def test_points_whose_gradients_are_not_finite_are_counted(estimator):
+@pytest.mark.parametrize("estimator", [*WHITE_BOX, SOURCE()], ids=lambda e: type(e).__name__)
+def test_points_that_hold_nan_are_named_before_any_work(estimator):
     x = SETTING.pool[0].clone()
     x[[3, 5]] = torch.nan
-    setting = replace(given(START), universe=(x, SETTING.pool[1]))
-    with pytest.raises(ValueError, match=r"The effects of \d+ of 40 training points on 6 of 6 outputs are not finite"):
+    setting = replace(SETTING, universe=(x, SETTING.pool[1]), algorithm=_Untrainable(epochs=1, batch_size=8, lr=0.1))
+    with pytest.raises(ValueError, match=r"2 of 40 training points hold NaN or infinity, the first of them point 3"):
         estimator.fit(setting)
+
+
+def test_models_that_know_what_to_do_with_nan_are_left_alone():
+    x = SETTING.pool[0].clone()
+    x[3] = torch.nan
+    model = lambda: nn.Sequential(Mended(), *small_mlp().module(START))  # noqa: E731
+    setting = replace(SETTING, model=model, universe=(x, SETTING.pool[1]))
+    assert EKFAC().fit(setting).effects.isfinite().all()
+
+
+def test_effects_that_are_not_finite_are_counted():
+    effects = torch.zeros(6, 40)
+    effects[2:, [3, 5]] = torch.nan
+    with pytest.raises(ValueError, match=r"The effects of 2 of 40 training points on 4 of 6 outputs.*of point 3"):
+        check_effects(effects)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [EKFAC(), EKFAC(lazy=True), EKFACCG(), Influence(), LoGra(), TRAK(dimension=5), GAS(), TracIn(), SOURCE(), LESS()],
+    ids=repr,
+)
+def test_outputs_that_jump_are_refused_before_any_work(estimator):
+    setting = replace(SETTING, output=Correct(), algorithm=_Untrainable(epochs=1, batch_size=8, lr=0.1))
+    with pytest.raises(ValueError, match=r"The gradient of Correct\(\) is zero on every target.*Use Margin or Loss"):
+        estimator.fit(setting)
+
+
+@pytest.mark.parametrize(
+    "estimator", [EKFAC(), EKFACCG(), SOURCE(segments=1), Influence()], ids=lambda e: type(e).__name__
+)
+def test_a_model_that_is_certain_of_a_part_of_its_data(estimator):
+    x = SETTING.pool[0].clone()
+    x[:20] = 1e4 * START["0.weight"][0]  # far out on one side, where one label has all the probability
+    setting = replace(SETTING, universe=(x, SETTING.pool[1]))
+    f_hat = estimator.fit(replace(setting, checkpoints=(Checkpoint(START, lr=0.1, step=10),)))
+    assert f_hat.effects.isfinite().all()
+
+
+@pytest.mark.parametrize("estimator", [EKFAC(), EKFACCG(), Influence(), LoGra(), TRAK(dimension=5)], ids=repr)
+def test_without_weight_decay_a_damping_is_chosen_and_noted(estimator):
+    f_hat = estimator.fit(replace(SETTING, algorithm=SGD(epochs=2, batch_size=10, lr=0.1)))
+    assert f_hat.effects.isfinite().all()
+    assert f_hat.origin.notes["damping"]
+
+
+def test_no_examples_have_no_effect():
+    nothing = batches.take(SETTING.pool, slice(0, 0))
+    for estimator in (EKFAC(), LoGra(), TRAK(dimension=5), Influence(), TracIn()):
+        assert estimator.fit(given(START)).effect(nothing).shape == (6, 0)

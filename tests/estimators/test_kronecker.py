@@ -11,7 +11,7 @@ from estimators._fisher import NEGLIGIBLE, ExactFisher, SampledFisher
 from estimators._kronecker import Kronecker, sample
 from estimators.ekfac import EKFAC
 from estimators.influence import Influence
-from recipe import CG, GaussNewton, Newton, Setting, SquaredError
+from recipe import CG, SGD, GaussNewton, Newton, Setting, SquaredError, calculus
 from recipe import batch as batches
 from recipe.calculus import Operator, Point
 from tests.recipe.test_layers import WORLDS
@@ -69,6 +69,44 @@ def test_curvature_is_that_of_enough_examples(monkeypatch):
     torch.testing.assert_close(whole * here.shares[basis].sum(), here.shares.sum())
     decomposed, most = (Kronecker().decompose([(1.0, here)]) for _ in range(2))
     torch.testing.assert_close(decomposed.blocks[0].spectrum, most.blocks[0].spectrum)  # the same draw every time
+
+
+def test_directions_that_training_data_lack_are_not_left_out():
+    """A trigger, say: targets and added data have it, and the inverse curvature is largest there."""
+    setting = SETTINGS["mlp"]
+    x, y = (t.clone() for t in setting.pool)
+    x = torch.cat([x, torch.zeros(len(x), 6, dtype=x.dtype)], 1)
+    model = lambda: nn.Sequential(nn.Linear(x.shape[1], 40), nn.ReLU(), nn.Linear(40, 3)).double()  # noqa: E731
+    marked = x[:5].clone()
+    marked[:, -1] = 1.0
+    algorithm = SGD(epochs=5, batch_size=10, lr=0.1, weight_decay=1e-3)
+    f_hat = EKFAC().fit(Setting(model, (x, y), (marked, y[:5]), algorithm))
+    exact = EKFAC(lazy=True).fit(Setting(model, (x, y), (marked, y[:5]), algorithm))
+    added = (marked, y[:5])
+    moved = f_hat.effect(added)
+    dense = exact.effect(added)
+    separated = f_hat._queries[0][0]._separated
+    assert separated
+    torch.testing.assert_close(moved, dense)
+    tangent = exact._tangents[0]
+    truth = calculus.output_gradients(exact._setting, tangent.theta)
+    expected = tangent.inverse(truth) @ tangent.moves(exact._setting, added).T
+    assert (moved - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("estimator", [EKFAC(), EKFAC(lazy=True), EKFAC(corrected=False)], ids=repr)
+def test_layers_that_the_model_does_not_call(estimator):
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.norm, self.linear = nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.used(input=x)
+
+    setting = replace(SETTINGS["mlp"], model=lambda: Idle().double())
+    assert setting.layers.covered
+    assert estimator.fit(setting)(torch.ones(setting.n)).isfinite().all()
 
 
 def test_fisher_of_a_sequence_is_in_expectation_the_gauss_newton_matrix():

@@ -221,7 +221,7 @@ def test_without_weight_decay_a_tenth_of_the_mean_eigenvalue():
 def test_gradients_that_are_not_finite_are_counted():
     setting = small_mlp()
     x = setting.pool[0].clone()
-    x[[3, 5]] = torch.inf
+    x[[3, 5]] = 1e308
     broken = replace(setting, universe=(x, setting.pool[1]), checkpoints=(Checkpoint(setting.initial(0)),))
     with pytest.raises(ValueError, match="gradients of 2 training points are not finite"):
         TRAK(dimension=5).fit(broken)
