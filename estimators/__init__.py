@@ -11,9 +11,11 @@ from estimators.exact_shapley import ExactShapley
 from estimators.gas import GAS
 from estimators.gradient_matching import GradientMatching
 from estimators.influence import Influence
+from estimators.kernel_regression import KernelRegression
 from estimators.knn import KNN
 from estimators.knn_shapley import KNNShapley
 from estimators.last_layer import LastLayer
+from estimators.less import LESS
 from estimators.logra import LoGra
 from estimators.magic import MAGIC
 from estimators.newton_step import NewtonStep
@@ -23,6 +25,7 @@ from estimators.representer_points import RepresenterPoints
 from estimators.simfluence import Simfluence
 from estimators.similarity import Similarity
 from estimators.source import SOURCE
+from estimators.tangent_kernel import TangentKernel
 from estimators.tracin import GradCos, GradDot, TracIn
 from estimators.train_loss import TrainLoss
 from estimators.trak import TRAK
@@ -34,6 +37,7 @@ __all__ = [
     "EKFACCG",
     "GAS",
     "KNN",
+    "LESS",
     "MAGIC",
     "SOURCE",
     "TRAK",
@@ -47,6 +51,7 @@ __all__ = [
     "GradientMatching",
     "Influence",
     "KNNShapley",
+    "KernelRegression",
     "Lasso",
     "LastLayer",
     "LoGra",
@@ -57,6 +62,7 @@ __all__ = [
     "Ridge",
     "Simfluence",
     "Similarity",
+    "TangentKernel",
     "TracIn",
     "TrainLoss",
     "Unrolled",

@@ -242,5 +242,5 @@ def check_layers(setting: Setting) -> None:
     raise ValueError(
         f"Kronecker factors cover Linear, Conv2d without groups, Embedding, Conv1D of transformers and the scales of "
         f"normalisations; they do not cover {what}. Freeze it (`requires_grad_(False)`), which leaves it out of the "
-        "attribution, or use Influence(inverse=CG())."
+        "attribution, or use Influence(inverse=CG()) or, where torch cannot differentiate it twice, Regression."
     )

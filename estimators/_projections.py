@@ -117,7 +117,8 @@ class Projection:
             one = batches.example(one)
             return measure(setting.predict(setting.unflat(theta, at), one), one).reshape(-1)
 
-        gradients = vmap(jacrev(values), in_dims=(None, 0))(setting.flat(at), batch)  # (b, columns, p)
+        with calculus.explained(setting):
+            gradients = vmap(jacrev(values), in_dims=(None, 0))(setting.flat(at), batch)  # (b, columns, p)
         return self.vectors(gradients.flatten(0, 1)).view(*gradients.shape[:2], -1)
 
     def blocks(self, batch: Batch) -> list[Batch]:

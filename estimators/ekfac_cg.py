@@ -7,7 +7,8 @@ Cost for each model: that of EK-FAC, and about ten products with the Gauss-Newto
 dear as a gradient of the training loss; with `lazy`, for every vector of weights and its gradient instead.
 
 Reference: Wang et al., "Better Training Data Attribution via Better Inverse Hessian-Vector Products", 2025,
-arXiv:2507.14740 (their solver is a preconditioned Neumann series).
+arXiv:2507.14740. Deviations: conjugate gradients where theirs is a preconditioned Neumann series; the preconditioner
+takes layers as independent, since the solver finds what they share; weight decay as in `Influence`.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,8 @@ very small and very large sets.
 A set without any point leaves the model untrained: `v(none)` are the outputs of the initialisation, averaged over the
 models as all outputs are.
 
-Reference: Shapley, "A Value for n-Person Games", 1953. Cost: `models 2^n` retrainings.
+Reference: Shapley, "A Value for n-Person Games", 1953. Deviations: none; the bias, which the values leave open, is
+`v(none)`. Cost: `models 2^n` retrainings.
 """
 
 from collections.abc import Callable, Sequence

@@ -12,7 +12,8 @@ universe are those it was fitted at, and trained models stay as they are: fit ag
 
 Reference: Geiping et al., "Witches' Brew: Industrial Scale Data Poisoning via Gradient Matching", 2021,
 arXiv:2009.02276. Deviations: the start is the user's, not random noise; the mean over an ensemble is offered
-(`models`); augmentation and restarts are the solver's and the user's.
+(`models`); augmentation and restarts are the solver's and the user's. Cost: a gradient of the poisons for each
+question, and a backward pass through it for its gradient; models are trained once.
 """
 
 from dataclasses import dataclass

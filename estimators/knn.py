@@ -13,7 +13,8 @@ Features are standardised, since a feature measured in thousands would decide al
 
 Reference: Cover & Hart, "Nearest Neighbor Pattern Classification", 1967; as a surrogate of a deep network, Jia et al.,
 "Scalability vs. Utility: Do We Have to Sacrifice One for the Other in Data Importance Quantification?", 2021,
-arXiv:1911.07128.
+arXiv:1911.07128. Deviations: points count by their weights, one pseudo-neighbour keeps probabilities from zero, and
+what is predicted is the setting's output, not the accuracy.
 Cost: `t n d` for the distances and `n log n` a target to sort them; a call looks at the whole `(t, n)` order for every
 weight vector. Not differentiable in the inputs of an added example, since orders are not: it cannot drive a poisoner.
 """

@@ -3,7 +3,9 @@
     effects[j, i] ~ Normal(0, 1) / n,        bias[j] = -sum_i effects[j, i] w0_i.
 
 So nothing is predicted to change where the datamodel was fitted (`f_hat(w0) = 0`, `w0` all points at weight 1), and
-effects have the size that single points have for outputs of order one.
+effects have the size that single points have for outputs of order one. A baseline without a paper to cite or to deviate
+from: every table of attributions wants it (Hammoudeh & Lowd, "Training Data Influence Analysis and Estimation: A
+Survey", 2022, arXiv:2212.04612).
 Cost: `m n` random numbers.
 """
 

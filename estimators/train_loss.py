@@ -7,8 +7,9 @@ more than the average loss lowers margins and raises losses. Every target ranks 
 which points matter for *which* target, and no attribution should lose to it at finding mislabelled points.
 
 Reference: the baseline for mislabelled points in Koh & Liang, "Understanding Black-box Predictions via Influence
-Functions", 2017, arXiv:1703.04730, section 5.4.
-The unit is nominal: effects shrink like 1/n as they should, but their size is not that of a retrained output.
+Functions", 2017, arXiv:1703.04730, section 5.4. Deviations: a sign and a scale for every target, so that it is a
+datamodel. The unit is nominal: effects shrink like 1/n as they should, but their size is not that of a retrained
+output.
 Cost: a pass over the data.
 """
 

@@ -11,7 +11,8 @@ import contextlib
 import importlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -112,7 +113,28 @@ def loss_gradients(setting: Setting, at: Parameters, batch: Batch) -> Tensor:
     def loss(theta: Tensor, one: Batch) -> Tensor:
         return setting.losses(setting.unflat(theta, at), batches.example(one)).squeeze(0)
 
-    return vmap(grad(loss), in_dims=(None, 0))(setting.flat(at), batch)
+    with explained(setting):
+        return vmap(grad(loss), in_dims=(None, 0))(setting.flat(at), batch)
+
+
+@contextmanager
+def explained(setting: Setting) -> Iterator[None]:
+    """Say which layers are in the way where gradients are taken example by example, and what to do.
+
+    Raises:
+        ValueError: torch cannot differentiate the model so.
+    """
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if setting.layers.covered or isinstance(error, torch.OutOfMemoryError):
+            raise
+        what = ", ".join(setting.layers.uncovered) or "a layer that mixes examples or is not called as a module"
+        raise ValueError(
+            f"Gradients of single examples cannot be taken through {what}: torch says {str(error)[:200]!r}. Freeze it "
+            "(`requires_grad_(False)`), which leaves it out of the attribution, write it with torch's own functions, "
+            "or take an estimator without gradients: Regression, EmpiricalInfluence, Similarity."
+        ) from error
 
 
 def pulls(setting: Setting, at: Parameters, batch: Batch) -> Tensor:
@@ -166,7 +188,8 @@ def _output_gradients(setting: Setting, at: Parameters, targets: Batch) -> Tenso
     def output(theta: Tensor, one: Batch) -> Tensor:
         return setting.outputs(setting.unflat(theta, at), batches.example(one))
 
-    return vmap(jacrev(output), in_dims=(None, 0))(setting.flat(at), targets)
+    with explained(setting):
+        return vmap(jacrev(output), in_dims=(None, 0))(setting.flat(at), targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,13 +296,15 @@ def _operator(point: Point, damping: float, linearised: Callable[[Batch, Tensor]
     setting = point.setting
     ends = [0, *accumulate(batches.size(part) for part in passes(setting, point.data))]
     parts = [slice(start, stop) for start, stop in pairwise(ends)]
-    kept = linearised(point.data, point.shares) if len(parts) == 1 else None
+    with explained(setting):
+        kept = linearised(point.data, point.shares) if len(parts) == 1 else None
     spread = Spread(partial(_term, point, linearised), "products with the curvature")
 
     def product(vectors: Tensor) -> Tensor:
         total = (setting.algorithm.objective.l2 + damping) * vectors
-        for term in [kept(vectors)] if kept else spread([(part,) for part in parts], vectors):
-            total = total + term
+        with explained(setting):
+            for term in [kept(vectors)] if kept else spread([(part,) for part in parts], vectors):
+                total = total + term
         return total
 
     return Operator(product, setting.p, setting.flat(point.parameters), point, damping)

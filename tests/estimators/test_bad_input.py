@@ -125,3 +125,20 @@ def test_no_examples_have_no_effect():
     nothing = batches.take(SETTING.pool, slice(0, 0))
     for estimator in (EKFAC(), LoGra(), TRAK(dimension=5), Influence(), TracIn()):
         assert estimator.fit(given(START)).effect(nothing).shape == (6, 0)
+
+
+@pytest.mark.parametrize("estimator", [TRAK(dimension=5), TracIn(), GAS(), Influence()], ids=lambda e: type(e).__name__)
+def test_layers_that_torch_cannot_differentiate_example_by_example_are_named(estimator):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.RNN(2, 3, batch_first=True), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.head(self.cell(x.unsqueeze(1))[0][:, -1])
+
+    setting = replace(SETTING, model=lambda: Recurrent().double())
+    with pytest.raises(
+        ValueError, match=r"cannot be taken through cell\.weight_ih_l0 \(of RNN\).*Freeze it.*Regression"
+    ):
+        estimator.fit(setting)
