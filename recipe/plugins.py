@@ -133,7 +133,8 @@ def _value(node: ast.expr, hint: Any, where: str, pieces: Pieces) -> Any:
     value = _read(node, hint, where, pieces)
     if not _fits(value, hint):
         raise ValueError(f"{where} must be {inspect.formatannotation(hint)}; got {ast.unparse(node)}.")
-    return float(value) if hint is float else value
+    wants_float = hint is float or (float in get_args(hint) and int not in get_args(hint))
+    return float(value) if wants_float and type(value) is int else value
 
 
 def _read(node: ast.expr, hint: Any, where: str, pieces: Pieces) -> Any:
