@@ -78,7 +78,9 @@ class AdjointInfluence:
         if added is not None:
             added = batches.apply(Tensor.detach, setting.check_added(added))
         data, all_weights = calculus.training_set(setting, weights, added)
-        inverse = self.inverse.of(damped(self.curvature, Point(setting, theta, all_weights, data), self.damping))
+        inverse = self.inverse.of(
+            damped(self.curvature, self.inverse, Point(setting, theta, all_weights, data), self.damping)
+        )
         return AdjointDatamodel(setting, theta, inverse, calculus.normaliser(setting, all_weights), (weights, added))
 
 

@@ -74,7 +74,7 @@ class EKFACCG:
         return fit_tangent(setting, self.models, self.seed, at, self._invert, self.lazy)
 
     def _invert(self, point: Point) -> Product:
-        return self._solver().of(damped(GaussNewton(), point, self.damping))
+        return self._solver().of(damped(GaussNewton(), self._solver(), point, self.damping))
 
     def _solver(self) -> CG:
         preconditioner = Kronecker(fisher=self.fisher, coupled=False)  # the residual tells what layers share

@@ -97,4 +97,4 @@ class Influence:
         return fit_tangent(setting, self.models, self.seed, at, self._invert, self.lazy)
 
     def _invert(self, point: Point) -> Product:
-        return self.inverse.of(damped(self.curvature, point, self.damping))
+        return self.inverse.of(damped(self.curvature, self.inverse, point, self.damping))

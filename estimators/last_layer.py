@@ -202,7 +202,8 @@ def _hessian(setting: Setting, head: Head, block: Batch, weights: Tensor) -> Ten
     """`sum_i w_i A_i x phi_i phi_i^T`, `(C d, C d)`."""
     phi = head.features(block)
     A = weights[:, None, None] * curvatures(setting, head.logits(phi), block)
-    return torch.einsum("bck,bd,be->cdke", A, phi, phi).reshape(head.theta.numel(), -1)
+    rows = [phi.T @ (a[:, :, None] * phi[:, None, :]).flatten(1) for a in A.unbind(1)]  # class by class, (d, C d) each
+    return torch.cat(rows)
 
 
 def _blocks(batch: Batch, weights: Tensor, width: int) -> list[tuple[Batch, Tensor]]:
