@@ -216,7 +216,11 @@ class VectorBlock(Block):
 
     def __init__(self, names: tuple[str, ...], layer: Layer) -> None:
         self.names, self.layer = names, layer
+        own = {layer.weight: "weight", layer.bias: "bias"}
+        tensors = [getattr(layer.module, own[name]) for name in names]
+        self.spectrum = tensors[0].new_zeros(sum(t.numel() for t in tensors))
         self._moment: Any = 0.0
+        self._basis: Tensor | None = None
         self._scale: Tensor | None = None
 
     def rescale(self, parts: Parameters) -> None:
@@ -233,13 +237,10 @@ class VectorBlock(Block):
 
     def decompose(self) -> None:
         """Eigenvectors and eigenvalues; exact, so that nothing is left to correct."""
-        if not isinstance(self._moment, Tensor):  # a layer that the model does not call
-            of = {self.layer.weight: "weight", self.layer.bias: "bias"}
-            like = torch.cat([getattr(self.layer.module, of[name]).detach().flatten() for name in self.names])
-            self.spectrum, self._basis = torch.zeros_like(like), torch.eye(len(like)).to(like)
-            return
+        if not isinstance(self._moment, Tensor):
+            return  # a layer that the model does not call
         scaled = self._moment if self._scale is None else self._scale[:, None] * self._moment * self._scale
-        spectrum, self._basis = eigh(torch.as_tensor(scaled), ", ".join(self.names))
+        spectrum, self._basis = eigh(scaled, ", ".join(self.names))
         self.spectrum = spectrum.clamp_min(0)
 
     def reset(self) -> None:
@@ -266,7 +267,7 @@ class VectorBlock(Block):
     def apply(self, parts: Parameters, values: Tensor) -> Parameters:
         """See `MatrixBlock.apply`."""
         v = torch.cat([parts[name] for name in self.names], 1)
-        v = (v @ self._basis * values) @ self._basis.T
+        v = v * values if self._basis is None else (v @ self._basis * values) @ self._basis.T
         return dict(zip(self.names, v.split([parts[name].shape[1] for name in self.names], 1), strict=True))
 
 

@@ -1,8 +1,6 @@
 """The damping of a curvature that is solved as it is, where nobody says which."""
 
-import torch
-
-from estimators._draws import generator
+from estimators._draws import generator, signs
 from recipe.calculus import Curvature, Operator, Point
 from recipe.inverses import DataInf, Inverse, Woodbury
 from recipe.notes import note
@@ -30,9 +28,8 @@ def damped(curvature: Curvature, inverse: Inverse, point: Point, damping: float 
     if point.setting.algorithm.objective.l2:
         note(damping=0.0)
         return bare
-    drawn = torch.randint(0, 2, (PROBES, bare.p), generator=generator("trace", point.number))
-    signs = drawn.to(point.theta) * 2 - 1
-    chosen = SHARE * max(0.0, float((signs * bare.product(signs)).mean()))
+    probes = signs((PROBES, bare.p), generator("trace", point.number), point.theta)
+    chosen = SHARE * max(0.0, float((probes * bare.product(probes)).mean()))
     note(damping=chosen)
     return curvature.at(point, chosen)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from estimators._blocks import MatrixBlock, single
 from estimators._kronecker import KroneckerInverse
+from estimators._tangent import moving_decay
 from recipe import calculus
 from recipe.batch import Batch
 from recipe.layers import Factors, Matrix
@@ -84,8 +85,8 @@ class FactoredQueries:
             gradients |= block.apply(gradients, values)
         done = {name for f in found if f.layer.weight in self._separated for name in (f.layer.weight, f.layer.bias)}
         self._dense = {name: t for name, t in gradients.items() if name not in done}
-        moves = setting.algorithm.objective.l2 and setting.algorithm.objective.mean
-        self._steady = self._along(inverse, found) if moves else found[0].outputs.new_zeros(len(found[0].outputs))
+        nothing = found[0].outputs.new_zeros(len(found[0].outputs))
+        self._steady = self._along(inverse, found) if moving_decay(setting) else nothing
 
     def examples(self, batch: Batch) -> Tensor:
         """Products `(m, b)` with the gradients of the examples' losses, differentiable in them."""

@@ -18,7 +18,6 @@ labels give .702; on a character GPT, draws of labels that miss a rare character
 Reference: Kunstner, Balles & Hennig, "Limitations of the Empirical Fisher Approximation", 2019, arXiv:1905.12558.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.func import hessian, vmap
 
+from estimators._draws import signs
 from recipe import batch as batches
 from recipe.batch import Batch
 from recipe.losses import IGNORED, CrossEntropy
@@ -58,7 +58,7 @@ class ExactFisher:
         p = z.softmax(-1)
         scale = _scale(p, batch)
         if z.ndim > 2:
-            scale = scale * _signs((*z.shape[:-1], 1), generator, z)
+            scale = scale * signs((*z.shape[:-1], 1), generator, z)
         for root in _multinomial_roots(p):
             yield scale * root
 
@@ -81,13 +81,13 @@ class SampledFisher:
         if not isinstance(setting.loss, CrossEntropy):
             roots = _roots(setting, z, batch)
             for _ in range(self.samples):
-                signs = _signs((len(z), roots.shape[-1], 1), generator, z)
-                yield share * (roots.reshape(len(z), -1, roots.shape[-1]) @ signs).view_as(z)
+                drawn = signs((len(z), roots.shape[-1], 1), generator, z)
+                yield share * (roots.reshape(len(z), -1, roots.shape[-1]) @ drawn).view_as(z)
             return
         p = z.softmax(-1)
         scale, roots = share * _scale(p, batch), p.sqrt()
         for _ in range(self.samples):
-            turned = roots * _signs(p.shape, generator, p)
+            turned = roots * signs(p.shape, generator, p)
             yield scale * (turned - p * turned.sum(-1, keepdim=True))
 
 
@@ -108,14 +108,6 @@ class TrueFisher:
         few = z[0].numel() <= self.most
         rule = ExactFisher() if few else SampledFisher(self.samples)
         return rule.cotangents(setting, z, batch, generator)
-
-
-def _signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Random signs, eight of each byte drawn: a vocabulary at every position of a batch is a great many."""
-    count = math.prod(shape)
-    drawn = torch.randint(0, 256, (-(-count // 8), 1), generator=generator, dtype=torch.uint8).to(like.device)
-    bits = drawn >> torch.arange(8, dtype=torch.uint8, device=like.device) & 1
-    return bits.flatten()[:count].view(shape).to(like) * 2 - 1
 
 
 def _scale(p: Tensor, batch: Batch) -> Tensor:

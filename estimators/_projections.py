@@ -209,7 +209,8 @@ class ByLayers(Dense):
 
     @property
     def _width(self) -> int:
-        formed = [f.layer.module.weight.numel() for f in self._factors if f.layer.weight not in self._shapes]
+        layers = [f.layer for f in self._factors if isinstance(f.layer, Matrix) and not isinstance(f.layer, Lookup)]
+        formed = [layer.module.weight.numel() for layer in layers if layer.weight and layer.weight not in self._shapes]
         return super()._width + max(formed, default=0)
 
     def _pair(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,7 +134,7 @@ class Tangent:
         for index in moved.split(calculus.examples_at_once(setting, setting.pool)) if len(moved) else ():
             losses = partial(setting.losses, batch=batches.take(setting.pool, index))
             pulls = pulls + calculus.pulled(setting, self.theta, losses, changes[:, index])
-        decay = _decay(setting) * changes.sum(1, keepdim=True) * setting.flat(self.theta)
+        decay = moving_decay(setting) * changes.sum(1, keepdim=True) * setting.flat(self.theta)
         return -(pulls + decay) / self.total
 
     def pull(self, setting: Setting, vectors: Tensor) -> Tensor:
@@ -143,11 +143,11 @@ class Tangent:
             calculus.pushed(setting, self.theta, partial(setting.losses, batch=part), vectors)
             for part in calculus.passes(setting, setting.pool)
         ]
-        decay = _decay(setting) * (vectors @ setting.flat(self.theta))
+        decay = moving_decay(setting) * (vectors @ setting.flat(self.theta))
         return -(torch.cat(parts, 1) + decay[:, None]) / self.total
 
 
-def _decay(setting: Setting) -> float:
+def moving_decay(setting: Setting) -> float:
     """What of the weight decay moves with the weights (see `calculus.pulls`)."""
     return setting.algorithm.objective.l2 if setting.algorithm.objective.mean else 0.0
 
@@ -195,7 +195,7 @@ class TangentDatamodel(LinearDatamodel):
 
     def effect(self, batch: Batch) -> Tensor:
         """The value of examples of weight 1 `(m, b)`, differentiable in them."""
-        batch, decay = self._setting.check_added(batch), _decay(self._setting)
+        batch, decay = self._setting.check_added(batch), moving_decay(self._setting)
         return torch.stack(
             [
                 (q.examples(batch) + decay * steady[:, None]) / -t.total

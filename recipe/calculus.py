@@ -126,7 +126,7 @@ def explained(setting: Setting) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         if setting.layers.covered or isinstance(error, torch.OutOfMemoryError):
             raise
         what = ", ".join(setting.layers.uncovered) or "a layer that mixes examples or is not called as a module"
@@ -172,10 +172,15 @@ def output_gradients(setting: Setting, at: Parameters) -> Tensor:
 def check_gradient(setting: Setting, *gradients: Tensor) -> None:
     """Raise `ValueError` where the outputs have no gradient, as accuracies have none."""
     if not any(bool(part.any()) for part in gradients):
-        raise ValueError(
-            f"The gradient of {setting.output} is zero on every target, so nothing can be attributed to training "
-            "points. Use Margin or Loss for the datamodel and measure the other by retraining."
-        )
+        raise without_gradient(setting)
+
+
+def without_gradient(setting: Setting) -> ValueError:
+    """What is said of outputs that do not move with the parameters."""
+    return ValueError(
+        f"The gradient of {setting.output} is zero on every target, so nothing can be attributed to training points. "
+        "Use Margin or Loss for the datamodel and measure the other by retraining."
+    )
 
 
 def _output_gradients(setting: Setting, at: Parameters, targets: Batch) -> Tensor:
@@ -296,22 +301,21 @@ def _operator(point: Point, damping: float, linearised: Callable[[Batch, Tensor]
     setting = point.setting
     ends = [0, *accumulate(batches.size(part) for part in passes(setting, point.data))]
     parts = [slice(start, stop) for start, stop in pairwise(ends)]
-    with explained(setting):
-        kept = linearised(point.data, point.shares) if len(parts) == 1 else None
+    kept = explained(setting)(linearised)(point.data, point.shares) if len(parts) == 1 else None
     spread = Spread(partial(_term, point, linearised), "products with the curvature")
 
     def product(vectors: Tensor) -> Tensor:
         total = (setting.algorithm.objective.l2 + damping) * vectors
-        with explained(setting):
-            for term in [kept(vectors)] if kept else spread([(part,) for part in parts], vectors):
-                total = total + term
+        for term in [explained(setting)(kept)(vectors)] if kept else spread([(part,) for part in parts], vectors):
+            total = total + term
         return total
 
     return Operator(product, setting.p, setting.flat(point.parameters), point, damping)
 
 
 def _term(point: Point, linearised: Callable[[Batch, Tensor], Product], part: slice, vectors: Tensor) -> Tensor:
-    return linearised(batches.take(point.data, part), point.shares[part])(vectors)
+    with explained(point.setting):
+        return linearised(batches.take(point.data, part), point.shares[part])(vectors)
 
 
 def pushed(setting: Setting, at: Parameters, function: Callable[[Parameters], Tensor], vectors: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Layer:
 
     def outputs(self, g: Tensor, b: int) -> Tensor:
         """The gradients of the layer's output, `(b, T, out)`."""
-        return by_example(g, b, g.shape[-1])
+        return _by_example(g, b, g.shape[-1])
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The weight's gradients `(b, ...)` from the two above, flattened or as a matrix."""
@@ -75,7 +75,7 @@ class Matrix(Layer):
 
     def inputs(self, x: Tensor, b: int) -> Tensor:
         """Activations `(b, T, in)`."""
-        return by_example(x, b, x.shape[-1])
+        return _by_example(x, b, x.shape[-1])
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """`sum_t rows_t cols_t^T`, `(b, R, C)`."""
@@ -94,12 +94,12 @@ class Convolution(Matrix):
         mode = m.padding_mode.replace("zeros", "constant")
         x = F.pad(x, m._reversed_padding_repeated_twice, mode=mode)
         index = _patches(*x.shape[1:], m.kernel_size, m.dilation, m.stride).to(x.device)  # one gather beats `unfold`
-        return by_example(x.flatten(1).index_select(1, index.flatten()), b, index.shape[1])
+        return _by_example(x.flatten(1).index_select(1, index.flatten()), b, index.shape[1])
 
     def outputs(self, g: Tensor, b: int) -> Tensor:
         """See `Layer.outputs`."""
         g = g.flatten(2).transpose(1, 2)
-        return by_example(g, b, g.shape[-1])
+        return _by_example(g, b, g.shape[-1])
 
 
 class Lookup(Matrix):
@@ -109,7 +109,7 @@ class Lookup(Matrix):
 
     def inputs(self, x: Tensor, b: int) -> Tensor:
         """The indices."""
-        return by_example(x, b)
+        return _by_example(x, b)
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """See `Matrix.product`."""
@@ -145,7 +145,7 @@ class Scale(Layer):
         """See `Layer.outputs`."""
         if not isinstance(self.module, (nn.LayerNorm, nn.RMSNorm)):  # channels come second
             g = g.flatten(2).transpose(1, 2)
-        return by_example(g, b, self.module.weight.numel())
+        return _by_example(g, b, self.module.weight.numel())
 
     def product(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """`sum_t xhat_t g_t`, `(b, width)`."""
@@ -246,16 +246,15 @@ class Pass:
         self.b, self._setting = batches.size(batch), setting
         self._graph = any(t.requires_grad for t in batches.tensors(batch))
         self._shared = layers.shared
-        self._seen: list[tuple[Layer, Tensor, Tensor]] = []  # with `layer.inputs` and the layer's output
-        self._versions: list[int] = []
+        self._seen: list[tuple[Layer, Tensor, Tensor, int]] = []  # `layer.inputs`, the layer's output and its version
         self._copies = layers.in_place
         live = {name: t.detach().requires_grad_() if name in setting.trained else t for name, t in at.items()}
         with torch.enable_grad(), _watched(layers.layers, self._note):
             self.prediction = setting.predict(live, batch)
-            if any(self._versions[k] != y._version for k, (_, _, y) in enumerate(self._seen)):
+            if any(y._version != version for _, _, y, version in self._seen):
                 # An output that was overwritten is not the layer's any more: once more, on copies of them.
                 layers.in_place = self._copies = True
-                self._seen, self._versions = [], []
+                self._seen.clear()
                 self.prediction = setting.predict(live, batch)
 
     def _note(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
@@ -263,8 +262,7 @@ class Pass:
             one = len(x) == 1
             x, y = (t.expand(self.b, *t.shape[1:]) if one else t.expand(self.b, *t.shape) for t in (x, y))
         inputs = layer.inputs(x if self._graph else x.detach(), self.b)  # now, while the module has its buffers
-        self._seen.append((layer, inputs, y))
-        self._versions.append(y._version)
+        self._seen.append((layer, inputs, y, y._version))
         return y.clone() if self._copies else y
 
     def pull(self, cotangent: Tensor) -> list[Factors]:
@@ -272,7 +270,7 @@ class Pass:
         with torch.enable_grad():
             gs = torch.autograd.grad(
                 self.prediction,
-                [y for _, _, y in self._seen],
+                [y for _, _, y, _ in self._seen],
                 cotangent,
                 retain_graph=True,
                 create_graph=self._graph,
@@ -280,7 +278,7 @@ class Pass:
             )
         return [
             Factors(layer, inputs, layer.outputs(torch.zeros_like(y) if g is None else g, self.b))
-            for (layer, inputs, y), g in zip(self._seen, gs, strict=True)
+            for (layer, inputs, y, _), g in zip(self._seen, gs, strict=True)
         ]
 
     def slopes(self, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -314,7 +312,7 @@ class Pass:
         return torch.cat([{**found, **missing}[name] for name in self._setting.trained], 1)
 
 
-def by_example(x: Tensor, b: int, *shape: int) -> Tensor:
+def _by_example(x: Tensor, b: int, *shape: int) -> Tensor:
     """`(b, T, *shape)`, of no examples too."""
     return x.reshape(b, -1, *shape) if b else x.reshape(0, 1, *shape)
 

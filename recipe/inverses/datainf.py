@@ -32,6 +32,7 @@ from recipe import calculus
 from recipe.calculus import Operator, Point, Product
 from recipe.cost import Cost
 from recipe.inverses.inverse import check_finite, point_of
+from recipe.notes import note
 from recipe.setting import Setting
 from recipe.work import Products
 
@@ -115,4 +116,5 @@ def _default_shifts(point: Point, layers: list[slice]) -> list[float]:
             "A layer has no gradient on any example, and there is neither weight decay nor damping to divide by. Pass "
             "a damping, or freeze the layer (`requires_grad_(False)`)."
         )
+    note(damping=shifts)
     return shifts

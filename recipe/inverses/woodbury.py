@@ -26,6 +26,7 @@ from recipe import calculus
 from recipe.calculus import Operator, Point, Product
 from recipe.cost import Cost
 from recipe.inverses.inverse import check_finite, point_of
+from recipe.notes import note
 from recipe.work import Products
 
 
@@ -68,6 +69,8 @@ class Woodbury:
         shift = operator.shift or 0.1 * float(kernel.diagonal().mean())
         if shift <= 0:
             raise ValueError("All gradients are zero, and there is neither weight decay nor damping. Pass a damping.")
+        if not operator.shift:
+            note(damping=shift)
         factor = torch.linalg.cholesky(kernel + shift * torch.eye(len(kernel)).to(kernel))
 
         def product(vectors: Tensor) -> Tensor:

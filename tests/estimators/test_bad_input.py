@@ -17,7 +17,7 @@ from estimators.source import SOURCE
 from estimators.tracin import TracIn
 from estimators.train_loss import TrainLoss
 from estimators.trak import TRAK
-from recipe import SGD, Arnoldi, Correct
+from recipe import SGD, Arnoldi, Correct, calculus
 from recipe import batch as batches
 from recipe.setting import Checkpoint
 from tests.worlds import small_mlp
@@ -106,12 +106,32 @@ def test_outputs_that_jump_are_refused_before_any_work(estimator):
 @pytest.mark.parametrize(
     "estimator", [EKFAC(), EKFACCG(), SOURCE(segments=1), Influence()], ids=lambda e: type(e).__name__
 )
-def test_a_model_that_is_certain_of_a_part_of_its_data(estimator):
-    x = SETTING.pool[0].clone()
-    x[:20] = 1e4 * START["0.weight"][0]  # far out on one side, where one label has all the probability
-    setting = replace(SETTING, universe=(x, SETTING.pool[1]))
-    f_hat = estimator.fit(replace(setting, checkpoints=(Checkpoint(START, lr=0.1, step=10),)))
+def test_a_model_that_is_certain_of_a_part_of_its_data(estimator, monkeypatch):
+    monkeypatch.setattr(calculus, "CACHE_BYTES", 2**7)  # parts of a few examples, some of them certain throughout
+    f_hat = estimator.fit(_certain(SETTING, 20))
     assert f_hat.effects.isfinite().all()
+
+
+def test_a_model_that_is_certain_of_all_its_data_has_no_curvature():
+    setting = _certain(replace(SETTING, algorithm=SGD(epochs=2, batch_size=10, lr=0.1)), 40)
+    with pytest.raises(ValueError, match="certain of all 40 training points.*Pass a damping"):
+        EKFAC().fit(setting)
+    assert EKFAC(damping=1e-3).fit(setting).effects.isfinite().all()
+
+
+def _certain(setting, count):
+    """A linear model, and the first points so far out that one label has all the probability."""
+    x = setting.pool[0].clone()
+    x[:count] *= 1e6
+    setting = replace(setting, model=lambda: nn.Linear(2, 3).double(), universe=(x, setting.pool[1]))
+    return replace(setting, checkpoints=(Checkpoint(setting.initial(0), lr=0.1, step=10),))
+
+
+def test_a_layer_without_any_gradient_does_not_move():
+    """Behind units that are all saturated, and without weight decay."""
+    x, y = SETTING.pool
+    setting = replace(given(START), universe=(1e6 * x, y), algorithm=SGD(epochs=2, batch_size=10, lr=0.1))
+    assert EKFAC().fit(setting).effects.isfinite().all()
 
 
 @pytest.mark.parametrize("estimator", [EKFAC(), EKFACCG(), Influence(), LoGra(), TRAK(dimension=5)], ids=repr)
